@@ -1,0 +1,26 @@
+"""No network, one thread, and the tiny pipelines as fixtures."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+
+import pytest  # noqa: E402
+import tiny  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def pipe():
+    """A fresh tiny Stable Diffusion pipeline, float32."""
+    return tiny.sd()
+
+
+@pytest.fixture
+def xl():
+    """A fresh tiny Stable Diffusion XL pipeline, float32."""
+    return tiny.sdxl()

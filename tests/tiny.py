@@ -1,0 +1,139 @@
+"""Tiny pipelines with random weights, built from configs in well under a second and without any download."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+POSITIONS = 24
+
+
+def tokenizer() -> CLIPTokenizer:
+    """A real CLIPTokenizer whose vocabulary is the byte alphabet: one token per letter, no merges but one."""
+    letters = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    alphabet = [chr(b) for b in letters] + [chr(256 + n) for n in range(256 - len(letters))]
+    tokens = [*alphabet, *(a + "</w>" for a in alphabet), "th", "<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        vocab, merges = Path(folder, "vocab.json"), Path(folder, "merges.txt")
+        vocab.write_text(json.dumps({token: n for n, token in enumerate(tokens)}), encoding="utf-8")
+        merges.write_text("#version: 0.2\nt h\n", encoding="utf-8")
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=POSITIONS, pad_token="<|endoftext|>")
+
+
+def _text_config(width: int, **other) -> CLIPTextConfig:
+    size = len(tokenizer())
+    return CLIPTextConfig(
+        vocab_size=size,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=POSITIONS,
+        bos_token_id=size - 2,
+        eos_token_id=size - 1,
+        pad_token_id=size - 1,
+        initializer_factor=5.0,
+        **other,
+    )
+
+
+def _vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=16,
+    )
+
+
+def _scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def sd(seed: int = 0, width: int = 32) -> StableDiffusionPipeline:
+    """A pipeline of Stable Diffusion 1.x's parts, float32 on the CPU: 16 x 16 images, 24 positions, `width` text width."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=width,
+            attention_head_dim=2,
+            norm_num_groups=8,
+        )
+        pipe = StableDiffusionPipeline(
+            vae=_vae(),
+            text_encoder=CLIPTextModel(_text_config(width)),
+            tokenizer=tokenizer(),
+            unet=unet,
+            scheduler=_scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    return _quiet(pipe)
+
+
+def sdxl(seed: int = 0) -> StableDiffusionXLPipeline:
+    """A pipeline of Stable Diffusion XL's parts, float32 on the CPU: two text encoders of width 32, text width 64."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=64,
+            attention_head_dim=(2, 4),
+            transformer_layers_per_block=(1, 2),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 32,
+            norm_num_groups=8,
+        )
+        pipe = StableDiffusionXLPipeline(
+            vae=_vae(),
+            text_encoder=CLIPTextModel(_text_config(32)),
+            text_encoder_2=CLIPTextModelWithProjection(_text_config(32, projection_dim=32)),
+            tokenizer=tokenizer(),
+            tokenizer_2=tokenizer(),
+            unet=unet,
+            scheduler=_scheduler(),
+            add_watermarker=False,
+        )
+    return _quiet(pipe)
+
+
+def _quiet(pipe):
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
