@@ -1,0 +1,320 @@
+"""The eraser: one (d, d) map, where it came from, and the ways to use, combine and store it."""
+
+import json
+import os
+import platform
+import tempfile
+import warnings
+import weakref
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rece import solver, textspace
+
+SD_TOKEN = 768.0  # squared norm of a Stable Diffusion 1.x token, the scale that the paper's lambdas belong to
+
+
+class Eraser:
+    """An edit of every layer that reads the prompt: W' = W @ map; equally, prompt embeddings h (rows) become h @
+    map.T.
+
+    map: (d, d) float64 on the CPU. provenance: what it was made from, JSON-able. history: the maps after the UCE
+    start and after each round, the last one being `map`; [map] where the steps are not known.
+    Raises ValueError if the map is not a finite square matrix.
+    """
+
+    def __init__(self, map: Tensor, provenance: dict | None = None, history: list[Tensor] | None = None):
+        if not isinstance(map, Tensor) or map.ndim != 2 or map.shape[0] != map.shape[1] or not map.is_floating_point():
+            raise ValueError("map must be a square matrix of floats")
+        if not torch.isfinite(map).all():
+            raise ValueError("map holds values that are not finite")
+        self.map = solver.precise(map).cpu()
+        self.provenance = dict(provenance or {})
+        self.history = [self.map] if history is None else [solver.precise(step).cpu() for step in history]
+        self._pipe = lambda: None
+
+    def __repr__(self) -> str:
+        concepts = self.provenance.get("concepts", "unknown concepts")
+        return f"Eraser({concepts}, width {len(self.map)}, rank {self.rank})"
+
+    def __matmul__(self, other: "Eraser") -> "Eraser":
+        """a @ b: edit the weights by a, then the edited weights by b. W' = W a.map b.map.
+
+        The same order as the rounds of RECE. On prompt embeddings b's map acts first. Raises ValueError if widths
+        differ.
+        """
+        if not isinstance(other, Eraser):
+            return NotImplemented
+        if self.map.shape != other.map.shape:
+            raise ValueError(f"cannot compose erasers of width {len(self.map)} and {len(other.map)}")
+        made_for = self.provenance.get("text_encoders")
+        if made_for and other.provenance.get("text_encoders", made_for) != made_for:
+            raise ValueError(f"cannot compose erasers made for {made_for} and {other.provenance['text_encoders']}")
+        provenance = {"text_encoders": made_for} if made_for else {}
+        provenance["composed"] = [self.provenance, other.provenance]
+        composed = Eraser(
+            self.map @ other.map, provenance, [*self.history, *(self.map @ step for step in other.history)]
+        )
+        composed._pipe = self._pipe
+        return composed
+
+    @cached_property
+    def rank(self) -> int:
+        """How many directions of the text space the edit changes, at float32's resolution of the weights."""
+        return solver.factor(self.map)[0].shape[1]
+
+    def loss(self, rank: int) -> float:
+        """The relative Frobenius norm of what of map - I is lost if it is cut to `rank` directions."""
+        return solver.factor(self.map, rank)[2]
+
+    def apply(self, pipe: DiffusionPipeline) -> DiffusionPipeline:
+        """Fuse the map into the pipeline's weights, in their own dtype and place, and return the pipeline.
+
+        Raises ValueError, before any change, if the pipeline carries an eraser or its text space is another one.
+        """
+        made_for = self.provenance.get("text_encoders")
+        d = textspace.width(pipe)
+        if len(self.map) != d:
+            raise ValueError(f"this eraser is for text width {len(self.map)}, but the pipeline's is {d}")
+        if made_for and textspace.encoders(pipe) != made_for:
+            raise ValueError(f"this eraser is for {made_for}, but the pipeline has {textspace.encoders(pipe)}")
+        textspace.fuse(pipe, self.map)
+        self._pipe = weakref.ref(pipe)
+        return pipe
+
+    def remove(self, pipe: DiffusionPipeline) -> DiffusionPipeline:
+        """Restore the very bits that `apply` found, and return the pipeline.
+
+        Raises ValueError if the pipeline carries no eraser, or another one.
+        """
+        carried = textspace.fused(pipe)
+        if carried is not None and not torch.equal(carried, self.map):
+            raise ValueError("the pipeline carries another eraser: remove that one")
+        textspace.restore(pipe)
+        return pipe
+
+    def save(self, path: str | Path, history: bool = False) -> None:
+        """Write the map, float64, and the provenance to a safetensors file, whole or not at all.
+
+        With history=True the maps of the single steps too. Missing folders are made.
+        """
+        tensors = {"map": self.map.contiguous()}
+        if history:
+            tensors |= {f"history.{step:04d}": map.clone() for step, map in enumerate(self.history)}
+        _write(tensors, Path(path), {"format": "pt", "rece": json.dumps(self.provenance)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Eraser":
+        """Read a file written by `save`. Raises FileNotFoundError, or ValueError if it is not a whole eraser file."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no eraser file at {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                provenance = json.loads((file.metadata() or {})["rece"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            map = tensors.pop("map")
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(f"{path} is not a whole eraser file, make it again with Eraser.save ({error})") from None
+        return cls(map, provenance, [tensors[name] for name in sorted(tensors)] or None)
+
+    def save_lora(
+        self,
+        folder: str | Path,
+        rank: int | None = None,
+        *,
+        pipe: DiffusionPipeline | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> float:
+        """Write folder/pytorch_lora_weights.safetensors, which plain `pipe.load_lora_weights(folder)` loads.
+
+        map = I + U V^T, so V^T is the `lora_A` of all modules and W U the `lora_B` of each. One rank for all: the
+        numerical one, or less if asked; then a warning says how much of the edit is lost.
+        pipe: whose weights W to use; by default the pipeline the eraser was made with or last applied to. Its original
+        weights are used, whether or not an eraser is applied. Returns the loss, see `Eraser.loss`.
+        Raises ValueError if no pipeline is known or it does not fit. Source: ours.
+        """
+        pipe = self._pipe() if pipe is None else pipe
+        if pipe is None:
+            raise ValueError(
+                "pipe must be given: this eraser knows no pipeline whose weights the LoRA could be made from"
+            )
+        weights = textspace.originals(pipe)
+        if textspace.width(pipe) != len(self.map):
+            raise ValueError(
+                f"this eraser is for text width {len(self.map)}, but the pipeline's is {textspace.width(pipe)}"
+            )
+        U, V, loss = solver.factor(self.map, rank)
+        if rank is not None and rank < self.rank:
+            warnings.warn(
+                f"rank {rank} of {self.rank}: the LoRA lacks {loss:.1%} of the edit (Frobenius)", stacklevel=2
+            )
+        if not U.shape[1]:
+            U, V = torch.zeros(len(self.map), 1, dtype=U.dtype), torch.zeros(len(self.map), 1, dtype=U.dtype)
+        tensors = {}
+        for name, W in weights.items():
+            tensors[f"unet.{name}.lora_A.weight"] = V.T.to(dtype, copy=True).contiguous()
+            tensors[f"unet.{name}.lora_B.weight"] = (solver.precise(W).cpu() @ U).to(dtype).contiguous()
+        note = {"format": "pt", "rece": json.dumps(self.provenance | {"lora_rank": U.shape[1], "lora_loss": loss})}
+        _write(tensors, Path(folder, "pytorch_lora_weights.safetensors"), note)
+        return loss
+
+
+def erase(
+    pipe: DiffusionPipeline,
+    concept: str | list[str],
+    *,
+    target: str | list[str] = " ",
+    preserve: list[str] | None = None,
+    rounds: int = 3,
+    lamb: float = 0.1,
+    erase_scale: float = 1.0,
+    preserve_scale: float = 0.1,
+    derive_lamb: float = 0.1,
+    reg: str = "zero",
+    uce_lamb: float = 0.5,
+    uce_erase_scale: float = 1.0,
+    uce_preserve_scale: float = 1.0,
+    preserve_uce: list[str] | None = None,
+    preserve_rounds: list[str] | None = None,
+    relative: bool = False,
+    progress: bool = True,
+) -> Eraser:
+    """Compute the eraser of one or more concepts; the pipeline is read, not changed.
+
+    The defaults are the paper's nudity setting. The UCE start matches, for each concept, the tokens from its last
+    word on with those of its target, trimmed to equal length. Each round then derives, for every token row of every
+    concept, the embedding that brings the concept back, and maps all of them jointly to all rows of the targets.
+    Rounds edit the edited weights.
+
+    concept: one text or several, erased jointly. target: one text for all of them, or one each.
+    preserve: texts to keep. They are added to [""] in the UCE start and, in the rounds, replace [" "] once per
+        concept by ["", *preserve], as the official scripts do. preserve_uce and preserve_rounds set either list
+        outright.
+    rounds: 0 is plain UCE.
+    lamb, erase_scale, preserve_scale: of each round's edit. uce_lamb, uce_erase_scale, uce_preserve_scale: of the UCE
+        start (its script lowers uce_preserve_scale to max(0.1, 1 / n) where n texts are preserved; here it is what
+        you give).
+    derive_lamb, reg: of the derived embedding, see `solver.derive`; reg="target" pulls towards the concept's target.
+    relative: give every lambda relative to the text space: with s = |token|^2 / 768, averaged over the tokens of ""
+        and about 1 for SD 1.x, lamb and uce_lamb are multiplied by s and derive_lamb, which has the unit of a squared
+        weight, is divided by it. Then the result does not depend on the unit in which a model measures its embeddings.
+    progress: show a bar if it takes more than a second.
+
+    Returns an Eraser; its history holds the map after the UCE start and after each round. Computed in float64 on the
+    device of the pipeline (CPU for MPS), from the pipeline's original weights. The embeddings have the text encoder's
+    precision.
+    Raises TypeError or ValueError naming the parameter on an empty concept, target counts that do not match, numbers
+    out of range, a pipeline that carries an eraser, an unsupported or broken model, or ill-conditioned systems.
+    Source: RECE (arXiv 2407.12383), UCE (arXiv 2308.14761) and RECE's official code; solved through one map (ours).
+    """
+    settings = {name: value for name, value in locals().items() if name not in ("pipe", "concept", "progress")}
+    concepts = _texts(concept, "concept")
+    if not concepts or not all(text.strip() for text in concepts):
+        raise ValueError("concept must be a text, or a list of texts, none of them empty")
+    targets = [target] * len(concepts) if isinstance(target, str) else _texts(target, "target")
+    if len(targets) != len(concepts):
+        raise ValueError(
+            f"target must be one text or one per concept: {len(targets)} targets for {len(concepts)} concepts"
+        )
+    preserve = None if preserve is None else _texts(preserve, "preserve")
+    for_start = ["", *(preserve or [])] if preserve_uce is None else _texts(preserve_uce, "preserve_uce")
+    for_rounds = [" "] * len(concepts) if preserve is None else ["", *preserve]
+    if preserve_rounds is not None:
+        for_rounds = _texts(preserve_rounds, "preserve_rounds")
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
+        raise ValueError(f"rounds must be a whole number, 0 or more, not {rounds!r}")
+    if reg not in solver.REGULARISERS:
+        raise ValueError(f"reg must be one of {', '.join(solver.REGULARISERS)}, not {reg!r}")
+    if textspace.fused(pipe) is not None:
+        raise ValueError("the pipeline carries an eraser: remove it before computing another one")
+
+    steps = tqdm(total=3 + rounds, desc="erase", delay=1, leave=False, disable=not progress)
+    G = textspace.gram(pipe)
+    steps.update()
+    C, T = textspace.encode(pipe, concepts).to(G.device), textspace.encode(pipe, targets).to(G.device)
+    P_start, P_rounds = (textspace.encode_rows(pipe, texts) if texts else None for texts in (for_start, for_rounds))
+    scale = textspace.encode(pipe, [""]).square().sum(-1).mean().item() / SD_TOKEN if relative else 1.0
+    steps.update()
+
+    cuts = [
+        textspace.slices(textspace.last_word(pipe, c), textspace.last_word(pipe, t), C.shape[1])
+        for c, t in zip(concepts, targets, strict=True)
+    ]
+    M = solver.edit_map(
+        torch.cat([C[n, cut] for n, (cut, _) in enumerate(cuts)]),
+        torch.cat([T[n, cut] for n, (_, cut) in enumerate(cuts)]),
+        P_start,
+        lamb=uce_lamb * scale,
+        erase_scale=uce_erase_scale,
+        preserve_scale=uce_preserve_scale,
+    )
+    history = [M]
+    steps.update()
+    C, T = C.flatten(0, 1), T.flatten(0, 1)
+    for _ in range(rounds):
+        derived = solver.derive(M, G, C, lamb=derive_lamb / scale, reg=reg, target=T)
+        M = M @ solver.edit_map(
+            derived, T, P_rounds, lamb=lamb * scale, erase_scale=erase_scale, preserve_scale=preserve_scale
+        )
+        history.append(M)
+        steps.update()
+    steps.close()
+
+    settings |= {"target": targets, "preserve_uce": for_start, "preserve_rounds": for_rounds}
+    provenance = {
+        "base_model": _base_model(pipe),
+        "pipeline": type(pipe).__name__,
+        "text_encoders": textspace.encoders(pipe),
+        "concepts": concepts,
+        **settings,
+        "token_scale": scale,
+        "versions": _versions(),
+    }
+    eraser = Eraser(M, provenance, history)
+    eraser._pipe = weakref.ref(pipe)
+    return eraser
+
+
+def _texts(value: str | list[str], name: str) -> list[str]:
+    texts = [value] if isinstance(value, str) and name == "concept" else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{name} must be a list of texts, not {value!r}")
+    return list(texts)
+
+
+def _base_model(pipe: DiffusionPipeline) -> str:
+    """The name the pipeline was loaded by; of a local folder only its last part."""
+    name = str(pipe.config.get("_name_or_path") or "unnamed")
+    return Path(name).resolve().name if Path(name).exists() else name
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("rece", "torch", "diffusers", "transformers"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+            versions[package] = "not installed"
+    return versions
+
+
+def _write(tensors: dict[str, Tensor], path: Path, note: dict[str, str]) -> None:
+    """Write beside `path` and rename, so that no half-written file is ever at `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(tensors, part, metadata=note)
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    finally:
+        Path(part).unlink(missing_ok=True)
