@@ -1,0 +1,58 @@
+SHELL := /bin/bash
+PYTHON ?= python3
+
+# Every recipe uses this checkout: its environment, and its code in notebook kernels.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONPATH := $(CURDIR)
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM := false
+export DIFFUSERS_VERBOSITY := error
+export TRANSFORMERS_VERBOSITY := error
+repro data bench lab: export PYTHONWARNINGS := ignore
+
+NBVAL := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-kernel-startup-timeout 120
+
+.PHONY: help setup repro test bench lab lint format data clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+setup: .venv/.installed  ## create .venv and install everything, pinned
+
+.venv/.installed: pyproject.toml
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@# Kernels otherwise warn about TCP at every start of a stage.
+	@mkdir -p .venv/etc/ipython
+	@echo 'c.IPKernelApp.log_level = "ERROR"' > .venv/etc/ipython/ipython_kernel_config.py
+	@touch $@
+
+repro: setup  ## run what changed since the last run: erase, attack, evaluate, plot
+	@dvc repro
+
+test: setup  ## run the tests, then every notebook with its default parameters
+	@pytest
+	@$(NBVAL) notebooks
+
+bench: setup  ## time the solver against the literal per-layer method
+	@python benchmarks/solver.py
+
+lab: setup  ## open the notebooks
+	@jupyter lab notebooks
+
+lint: setup  ## check style, notebooks too
+	@ruff check --quiet
+	@ruff format --check --quiet
+
+format: setup  ## fix what lint can fix
+	@ruff check --quiet --fix
+	@ruff format --quiet
+
+# The stages of the embedded model are frozen, so that `dvc repro` takes their outputs from git. `dvc unfreeze`
+# would rewrite the file and lose its layout and comments.
+data: setup  ## rebuild the embedded model from its images (hours; needs npm)
+	@python -m pip install --quiet --disable-pip-version-check --editable '.[dev,data]'
+	@trap 'mv dvc.yaml.frozen dvc.yaml' EXIT; sed -i.frozen '/^ *frozen: true/d' dvc.yaml; dvc repro pretrain judge
+
+clean:  ## remove results and caches; .venv and DVC's cache stay
+	@git clean -qfdX -e '!/.venv/' -e '!/.dvc/' -e '!/.cache/'
