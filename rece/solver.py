@@ -156,8 +156,8 @@ def _rows(x: Tensor, name: str) -> Tensor:
 
 
 def _positive(value: float, name: str, or_zero: bool = False) -> None:
-    if not math.isfinite(value) or value < 0 or (value == 0 and not or_zero):
-        raise ValueError(f"{name} must be a {'non-negative' if or_zero else 'positive'} finite number, not {value}")
+    if not isinstance(value, int | float) or not math.isfinite(value) or value < 0 or (value == 0 and not or_zero):
+        raise ValueError(f"{name} must be a {'non-negative' if or_zero else 'positive'} finite number, not {value!r}")
 
 
 def _solve(A: Tensor, B: Tensor, remedy: str) -> Tensor:

@@ -141,7 +141,7 @@ def fuse(pipe: DiffusionPipeline, M: Tensor) -> None:
     """Replace every W by W M in the weight's own dtype and device (half types are computed in float32), in place.
 
     Layer by layer: beside one layer, only the original weights of these layers are kept, on the CPU.
-    Raises ValueError, before any change, if the model is edited already, M does not fit or anything is not finite.
+    Raises ValueError, and changes nothing, if the model is edited already, M does not fit or anything is not finite.
     """
     layers, part = prompt_layers(pipe), model(pipe)
     d = width(pipe)
@@ -154,14 +154,23 @@ def fuse(pipe: DiffusionPipeline, M: Tensor) -> None:
     for name, layer in layers.items():
         if not torch.isfinite(layer.weight).all():
             raise ValueError(f"the weight of {name} holds values that are not finite: reload the model")
-    change = solver.precise(M) - torch.eye(d, dtype=torch.float64, device=solver.precise(M).device)
-    setattr(part, KEPT, Kept(M.detach().cpu().clone(), {}))
-    for name, layer in layers.items():
-        weight = layer.weight
-        getattr(part, KEPT).weights[name] = weight.detach().to("cpu", copy=True)
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        W = weight.to(dtype)
-        weight.copy_(torch.addmm(W, W, change.to(dtype).to(weight.device)))
+    change = solver.precise(M)
+    change = change - torch.eye(d, dtype=change.dtype, device=change.device)
+    kept = Kept(M.detach().cpu().clone(), {})
+    setattr(part, KEPT, kept)
+    try:
+        for name, layer in layers.items():
+            weight = layer.weight
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            W = weight.to(dtype)
+            edited = torch.addmm(W, W, change.to(dtype).to(weight.device)).to(weight.dtype)
+            if not torch.isfinite(edited).all():
+                raise ValueError(f"the edited weight of {name} overflows {weight.dtype}: use a wider dtype")
+            kept.weights[name] = weight.detach().to("cpu", copy=True)
+            weight.copy_(edited)
+    except BaseException:
+        restore(pipe)
+        raise
 
 
 def fused(pipe: DiffusionPipeline) -> Tensor | None:
