@@ -6,6 +6,7 @@ import platform
 import tempfile
 import warnings
 import weakref
+from contextlib import contextmanager
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -234,6 +235,10 @@ def erase(
         raise ValueError(f"rounds must be a whole number, 0 or more, not {rounds!r}")
     if reg not in solver.REGULARISERS:
         raise ValueError(f"reg must be one of {', '.join(solver.REGULARISERS)}, not {reg!r}")
+    for name in ("lamb", "erase_scale", "derive_lamb", "uce_lamb", "uce_erase_scale"):
+        solver.positive(settings[name], name)
+    for name in ("preserve_scale", "uce_preserve_scale"):
+        solver.positive(settings[name], name, or_zero=True)
     if textspace.fused(pipe) is not None:
         raise ValueError("the pipeline carries an eraser: remove it before computing another one")
 
@@ -249,19 +254,21 @@ def erase(
         textspace.slices(textspace.last_word(pipe, c), textspace.last_word(pipe, t), C.shape[1])
         for c, t in zip(concepts, targets, strict=True)
     ]
-    M = solver.edit_map(
-        torch.cat([C[n, cut] for n, (cut, _) in enumerate(cuts)]),
-        torch.cat([T[n, cut] for n, (_, cut) in enumerate(cuts)]),
-        P_start,
-        lamb=uce_lamb * scale,
-        erase_scale=uce_erase_scale,
-        preserve_scale=uce_preserve_scale,
-    )
+    with _remedy("uce_lamb"):
+        M = solver.edit_map(
+            torch.cat([C[n, cut] for n, (cut, _) in enumerate(cuts)]),
+            torch.cat([T[n, cut] for n, (_, cut) in enumerate(cuts)]),
+            P_start,
+            lamb=uce_lamb * scale,
+            erase_scale=uce_erase_scale,
+            preserve_scale=uce_preserve_scale,
+        )
     history = [M]
     steps.update()
     C, T = C.flatten(0, 1), T.flatten(0, 1)
     for _ in range(rounds):
-        derived = solver.derive(M, G, C, lamb=derive_lamb / scale, reg=reg, target=T)
+        with _remedy("derive_lamb"):
+            derived = solver.derive(M, G, C, lamb=derive_lamb / scale, reg=reg, target=T)
         M = M @ solver.edit_map(
             derived, T, P_rounds, lamb=lamb * scale, erase_scale=erase_scale, preserve_scale=preserve_scale
         )
@@ -289,6 +296,15 @@ def _texts(value: str | list[str], name: str) -> list[str]:
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"{name} must be a list of texts, not {value!r}")
     return list(texts)
+
+
+@contextmanager
+def _remedy(name: str):
+    """Lets the solver's advice name the keyword of `erase` that its lamb came from."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace("raise lamb", f"raise {name}")) from None
 
 
 def _base_model(pipe: DiffusionPipeline) -> str:

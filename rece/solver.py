@@ -5,7 +5,7 @@ whole model is the (d, d) map M and nothing else. Token sets are matrices with o
 the prompt embedding.
 
 Everything is computed and returned in float64, on the device of the input; where a device has no float64 (MPS), on
-the CPU. All systems are symmetric positive definite and solved by Cholesky; no inverse is formed.
+the CPU. Systems are solved, by Cholesky where they are positive definite; no inverse is formed.
 """
 
 import math
@@ -43,9 +43,9 @@ def edit_map(
     K, T = _rows(K, "K"), _rows(T, "T")
     if K.shape != T.shape:
         raise ValueError(f"T must match K row by row: K is {tuple(K.shape)}, T is {tuple(T.shape)}")
-    _positive(lamb, "lamb")
-    _positive(erase_scale, "erase_scale")
-    _positive(preserve_scale, "preserve_scale", or_zero=True)
+    positive(lamb, "lamb")
+    positive(erase_scale, "erase_scale")
+    positive(preserve_scale, "preserve_scale", or_zero=True)
     eye = torch.eye(K.shape[1], dtype=K.dtype, device=K.device)
     A = lamb * eye + erase_scale * (K.T @ K)
     if P is not None and len(P):
@@ -53,7 +53,7 @@ def edit_map(
         if P.shape[1] != K.shape[1]:
             raise ValueError(f"P must have the width of K: K is {tuple(K.shape)}, P is {tuple(P.shape)}")
         A = A + preserve_scale * (P.T @ P)
-    return eye + erase_scale * _solve(A, K.T @ (T - K), "raise lamb").T
+    return eye + erase_scale * _solve(A, K.T @ (T - K)).T
 
 
 def gram(weights: Iterable[Tensor]) -> Tensor:
@@ -81,7 +81,7 @@ def derive(M: Tensor, G: Tensor, C: Tensor, *, lamb: float, reg: str = "zero", t
 
     Each row c' minimises  sum |W'c' - Wc|^2 + lamb * R  over all layers, where R is, by `reg`:
     "zero" |c'|^2; "target" |c' - t|^2; "surrogate1" sum |W'c' - W'c|^2; "surrogate2" |c' - c|^2;
-    "both" the sum of the last two. With A = M^T G M and B = M^T G this is one (d, d) solve.
+    "both" the sum of the last two. With A = M^T G M and B = M^T G this is one (d, d) solve. "surrogate1" has no ridge.
 
     M, G: (d, d). C, target: (n, d); `target` is read by reg="target" only. lamb has the unit of a squared weight.
     Returns C', (n, d) float64.
@@ -92,10 +92,13 @@ def derive(M: Tensor, G: Tensor, C: Tensor, *, lamb: float, reg: str = "zero", t
     d = C.shape[1]
     if M.shape != (d, d) or G.shape != (d, d):
         raise ValueError(f"M and G must be ({d}, {d}) like C's width, but are {tuple(M.shape)} and {tuple(G.shape)}")
-    _positive(lamb, "lamb")
+    positive(lamb, "lamb")
     if reg not in REGULARISERS:
         raise ValueError(f"reg must be one of {', '.join(REGULARISERS)}, not {reg!r}")
     M, G = M.to(C.device), G.to(C.device)
+    if reg == "surrogate1":  # M^-1 c meets both terms' normal equations whatever G is
+        _well_conditioned(torch.linalg.cond(M).item(), "choose a reg with a ridge, e.g. 'zero'")
+        return (torch.linalg.solve(M, C.T).T + lamb * C) / (1 + lamb)
     A, B = M.T @ G @ M, M.T @ G
     eye = torch.eye(d, dtype=C.dtype, device=C.device)
     right = C @ B.T
@@ -107,13 +110,11 @@ def derive(M: Tensor, G: Tensor, C: Tensor, *, lamb: float, reg: str = "zero", t
             shape = None if target is None else tuple(target.shape)
             raise ValueError(f"target must be given with reg='target' and match C {tuple(C.shape)}, but is {shape}")
         left, right = A + lamb * eye, right + lamb * target
-    elif reg == "surrogate1":
-        left, right = (1 + lamb) * A, right + lamb * C @ A
     elif reg == "surrogate2":
         left, right = A + lamb * eye, right + lamb * C
     else:
         left, right = (1 + lamb) * A + lamb * eye, right + lamb * (C @ A + C)
-    return _solve(left, right.T, "choose a reg with a ridge, e.g. 'zero'" if reg == "surrogate1" else "raise lamb").T
+    return _solve(left, right.T).T
 
 
 def factor(M: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor, float]:
@@ -145,6 +146,12 @@ def precise(x: Tensor) -> Tensor:
     return x.detach().to(device).to(torch.float64)
 
 
+def positive(value: float, name: str, or_zero: bool = False) -> None:
+    """Raises ValueError unless value is a positive (or zero, if allowed) finite number."""
+    if not isinstance(value, int | float) or not math.isfinite(value) or value < 0 or (value == 0 and not or_zero):
+        raise ValueError(f"{name} must be a {'non-negative' if or_zero else 'positive'} finite number, not {value!r}")
+
+
 def _rows(x: Tensor, name: str) -> Tensor:
     if not isinstance(x, Tensor) or x.ndim != 2 or 0 in x.shape or not x.is_floating_point():
         shape = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
@@ -155,18 +162,16 @@ def _rows(x: Tensor, name: str) -> Tensor:
     return x
 
 
-def _positive(value: float, name: str, or_zero: bool = False) -> None:
-    if not isinstance(value, int | float) or not math.isfinite(value) or value < 0 or (value == 0 and not or_zero):
-        raise ValueError(f"{name} must be a {'non-negative' if or_zero else 'positive'} finite number, not {value!r}")
-
-
-def _solve(A: Tensor, B: Tensor, remedy: str) -> Tensor:
+def _solve(A: Tensor, B: Tensor) -> Tensor:
     """A^-1 B for symmetric positive definite A, refused where the condition number passes MAX_CONDITION."""
     L, failed = torch.linalg.cholesky_ex(A)
-    condition = math.inf if failed.item() else _condition(A, L)
+    _well_conditioned(math.inf if failed.item() else _condition(A, L), "raise lamb")
+    return torch.cholesky_solve(B, L)
+
+
+def _well_conditioned(condition: float, remedy: str) -> None:
     if not condition <= MAX_CONDITION:
         raise ValueError(f"ill-conditioned: condition number {condition:.0e} is over {MAX_CONDITION:.0e}: {remedy}")
-    return torch.cholesky_solve(B, L)
 
 
 def _condition(A: Tensor, L: Tensor) -> float:

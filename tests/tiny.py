@@ -69,7 +69,7 @@ def _scheduler() -> DDIMScheduler:
 
 
 def sd(seed: int = 0, width: int = 32) -> StableDiffusionPipeline:
-    """A pipeline of Stable Diffusion 1.x's parts, float32 on the CPU: 16 x 16 images, 24 positions, `width` text width."""
+    """A pipeline of Stable Diffusion 1.x's parts, float32, CPU: 16 x 16 images, 24 positions, text of `width`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(

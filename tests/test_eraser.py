@@ -1,0 +1,428 @@
+"""The eraser on tiny pipelines: the literal algorithm as oracle, its three uses, undo, files and bad input."""
+
+import json
+import os
+
+import literal
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+import rece
+from rece import solver, textspace
+
+
+def weights(pipe):
+    return {name: layer.weight.detach().clone() for name, layer in textspace.prompt_layers(pipe).items()}
+
+
+def images(pipe, prompt="a dog", **call):
+    generator = torch.Generator("cpu").manual_seed(0)
+    call = {"prompt": prompt} | call
+    return torch.from_numpy(pipe(**call, num_inference_steps=3, generator=generator, output_type="np").images)
+
+
+def random_eraser(width=32, n=6):
+    draw = torch.Generator().manual_seed(0)
+    K, T = (torch.randn(n, width, generator=draw, dtype=torch.float64) for _ in range(2))
+    return rece.Eraser(solver.edit_map(K, T, lamb=1.0))
+
+
+def assert_same(now, before):
+    assert list(now) == list(before)
+    for name, weight in now.items():
+        assert weight.dtype == before[name].dtype and torch.equal(weight, before[name])
+
+
+def literal_erase(pipe, concepts, targets, **settings):
+    @torch.no_grad()
+    def embed(text):
+        ids = pipe.tokenizer(text, padding="max_length", max_length=tiny.POSITIONS, return_tensors="pt").input_ids
+        return pipe.text_encoder(ids).last_hidden_state[0]
+
+    def last(text):
+        return len(pipe.tokenizer(text).input_ids) - 2
+
+    return literal.erase(list(weights(pipe).values()), embed, last, concepts, targets, **settings)
+
+
+CASES = {
+    "one concept": (["nudity"], {}),
+    "two concepts": (["dog", "a big cat"], {}),
+    "uce alone": (["dog", "a big cat"], dict(rounds=0)),
+    "preserve": (["dog"], dict(preserve_uce=["", "sun", "moon"], preserve_rounds=["", "sun", "moon"], rounds=2)),
+    **{reg: (["dog", "cat"], dict(reg=reg, uce_lamb=50.0, lamb=10.0, derive_lamb=0.5)) for reg in solver.REGULARISERS},
+}
+CASES["surrogate1"][1]["rounds"] = 1  # without a ridge the literal inverse itself has fewer than nine digits later on
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("target", [" ", "art"])
+def test_erase_agrees_with_the_literal_algorithm_after_every_step(pipe, case, target):
+    concepts, settings = CASES[case]
+    pipe.to(torch.float64)
+    eraser = rece.erase(pipe, concepts, target=target, **settings)
+    before = weights(pipe)
+    steps = literal_erase(pipe, concepts, [target] * len(concepts), **settings)
+    assert len(steps) == len(eraser.history) == 1 + settings.get("rounds", 3)
+    for expected, M in zip(steps, eraser.history, strict=True):
+        for W0, W in zip(before.values(), expected, strict=True):
+            assert (W - W0).norm() > 0.1 * W0.norm()
+            assert (W0 @ M - W).norm() <= 1e-9 * W.norm()
+    eraser.apply(pipe)
+    for W, now in zip(steps[-1], weights(pipe).values(), strict=True):
+        assert (now - W).norm() <= 1e-9 * W.norm()
+
+
+def test_the_defaults_are_the_papers_nudity_setting(pipe):
+    eraser = rece.erase(pipe, "nudity")
+    spelt = rece.erase(
+        pipe,
+        ["nudity"],
+        target=[" "],
+        rounds=3,
+        lamb=0.1,
+        erase_scale=1.0,
+        preserve_scale=0.1,
+        derive_lamb=0.1,
+        reg="zero",
+        uce_lamb=0.5,
+        uce_erase_scale=1.0,
+        uce_preserve_scale=1.0,
+        preserve_uce=[""],
+        preserve_rounds=[" "],
+    )
+    assert torch.equal(eraser.map, spelt.map)
+
+
+def test_a_preserve_list_adds_to_the_start_and_replaces_in_the_rounds(pipe):
+    made = rece.erase(pipe, "dog", preserve=["sun", "moon"])
+    assert made.provenance["preserve_uce"] == made.provenance["preserve_rounds"] == ["", "sun", "moon"]
+    plain = rece.erase(pipe, ["dog", "cat"])
+    assert (plain.provenance["preserve_uce"], plain.provenance["preserve_rounds"]) == ([""], [" ", " "])
+
+
+def test_erase_suppresses_the_concept_and_the_derived_embedding_brings_it_back(pipe):
+    C, T = textspace.encode(pipe, ["dog", " "])
+    G, M = textspace.gram(pipe), rece.erase(pipe, "dog", rounds=0).map
+    word = textspace.last_word(pipe, "dog")
+
+    def distance(answer, token):
+        change = answer - token
+        return (change @ G @ change).sqrt()
+
+    erased = M @ C[word]
+    assert distance(erased, T[0]) < 0.5 * distance(C[word], T[0])
+    back = M @ solver.derive(M, G, C[word : word + 1], lamb=1e-6)[0]
+    assert distance(back, C[word]) < 0.1 * distance(erased, C[word])
+
+
+def test_many_preserve_texts_enter_through_their_gram_alone(pipe):
+    pipe.to(torch.float64)
+    texts = [f"{a} {b}" for a in "abcdefgh" for b in "abcdefgh"]
+    rows, all_rows = textspace.encode_rows(pipe, texts, batch_size=5), textspace.encode(pipe, texts).flatten(0, 1)
+    assert len(rows) < len(all_rows) / 5
+    assert_close(rows.T @ rows, all_rows.T @ all_rows)
+
+
+def test_relative_numbers_do_not_depend_on_the_unit_of_the_text_space(pipe):
+    pipe.to(torch.float64)
+    settings = dict(relative=True, uce_lamb=0.5, lamb=0.2, derive_lamb=0.3, rounds=2)
+    absolute = dict(settings, relative=False)
+    before, plain = rece.erase(pipe, "dog", **settings), rece.erase(pipe, "dog", **absolute)
+    with torch.no_grad():
+        for norm in (pipe.text_encoder.final_layer_norm.weight, pipe.text_encoder.final_layer_norm.bias):
+            norm *= 7.0
+        for layer in textspace.prompt_layers(pipe).values():
+            layer.weight /= 7.0
+    assert_close(rece.erase(pipe, "dog", **settings).map, before.map, atol=1e-8, rtol=1e-8)
+    assert (rece.erase(pipe, "dog", **absolute).map - plain.map).norm() > 1e-3
+
+
+def test_fused_text_side_and_lora_are_the_same_model(pipe, tmp_path):
+    eraser = rece.erase(pipe, ["dog", "cat"])
+    original = images(pipe)
+    negative, positive = textspace.encode(pipe, ["", "a dog"]) @ eraser.map.T
+    text_side = images(
+        pipe, prompt=None, prompt_embeds=positive[None].float(), negative_prompt_embeds=negative[None].float()
+    )
+    eraser.save_lora(tmp_path)
+    pipe.load_lora_weights(tmp_path)
+    lora = images(pipe)
+    pipe.unload_lora_weights()
+    fused = images(eraser.apply(pipe))
+    assert (fused - original).abs().max() > 0.05
+    assert_close(text_side, fused, atol=1e-4, rtol=0)
+    assert_close(lora, fused, atol=1e-4, rtol=0)
+
+
+def test_lora_file_has_one_rank_one_shared_factor_and_the_provenance(pipe, tmp_path):
+    eraser = rece.erase(pipe, "dog", rounds=0)
+    assert eraser.save_lora(tmp_path) < 1e-5
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    tensors = load_file(file)
+    assert set(tensors) == {f"unet.{n}.lora_{x}.weight" for n in textspace.prompt_layers(pipe) for x in "AB"}
+    shared = [tensor for name, tensor in tensors.items() if name.endswith("lora_A.weight")]
+    assert all(torch.equal(tensor, shared[0]) for tensor in shared)
+    assert shared[0].shape == (eraser.rank, 32)
+    assert eraser.rank <= tiny.POSITIONS - textspace.last_word(pipe, "dog")
+    for name, W in weights(pipe).items():
+        A, B = tensors[f"unet.{name}.lora_A.weight"], tensors[f"unet.{name}.lora_B.weight"]
+        assert_close(W + B @ A, (W.double() @ eraser.map).float(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_smaller_lora_says_what_it_loses(pipe, tmp_path):
+    eraser = rece.erase(pipe, "dog", rounds=1)
+    with pytest.warns(UserWarning, match=f"rank 4 of {eraser.rank}: the LoRA lacks .*% of the edit"):
+        loss = eraser.save_lora(tmp_path, rank=4)
+    sizes = torch.linalg.svdvals(eraser.map - torch.eye(32, dtype=torch.float64))
+    assert_close(loss, (sizes[4:].norm() / sizes.norm()).item(), atol=1e-6, rtol=0)
+    assert loss == eraser.loss(4) > eraser.loss(8) > eraser.loss(eraser.rank)
+    assert all(4 in tensor.shape for tensor in load_file(tmp_path / "pytorch_lora_weights.safetensors").values())
+    pipe.load_lora_weights(tmp_path)
+
+
+def test_lora_is_made_from_the_original_weights_whether_applied_or_not(pipe, tmp_path):
+    eraser = rece.erase(pipe, "dog")
+    eraser.save_lora(tmp_path / "before")
+    eraser.apply(pipe)
+    eraser.save_lora(tmp_path / "after")
+    name = "pytorch_lora_weights.safetensors"
+    assert_same(load_file(tmp_path / "after" / name), load_file(tmp_path / "before" / name))
+
+
+def test_a_lora_of_nothing_loads_and_changes_nothing(pipe, tmp_path):
+    before = images(pipe)
+    rece.Eraser(torch.eye(32)).save_lora(tmp_path, pipe=pipe)
+    pipe.load_lora_weights(tmp_path)
+    assert_close(images(pipe), before, atol=1e-6, rtol=0)
+
+
+def test_sdxl_by_the_same_path(xl, tmp_path):
+    eraser = rece.erase(xl, ["dog", "cat"])
+    assert eraser.map.shape == (64, 64)
+    before, original = weights(xl), images(xl)
+    eraser.save_lora(tmp_path)
+    xl.load_lora_weights(tmp_path)
+    lora = images(xl)
+    xl.unload_lora_weights()
+    fused = images(eraser.apply(xl))
+    assert (fused - original).abs().max() > 0.01
+    assert_close(lora, fused, atol=1e-3, rtol=0)
+    assert_same(weights(eraser.remove(xl)), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_remove_restores_the_very_bits(pipe, dtype):
+    pipe.unet.to(dtype)
+    eraser, before = random_eraser(), weights(pipe)
+    eraser.apply(pipe)
+    for name, W in weights(pipe).items():
+        assert W.dtype == dtype and not torch.equal(W, before[name])
+        assert_close(W.double(), before[name].double() @ eraser.map, atol=torch.finfo(dtype).eps, rtol=0.01)
+    others = {n for n, p in pipe.unet.named_parameters() if ".attn2.to_k." not in n and ".attn2.to_v." not in n}
+    fresh = dict(tiny.sd().unet.to(dtype).named_parameters())
+    assert len(others) > 100 and all(torch.equal(p, fresh[n]) for n, p in pipe.unet.named_parameters() if n in others)
+    assert_same(weights(eraser.remove(pipe)), before)
+    eraser.apply(pipe)
+    assert_same(weights(eraser.remove(pipe)), before)
+
+
+def test_erase_reads_the_pipeline_and_changes_nothing(pipe):
+    before = {name: p.detach().clone() for name, p in pipe.unet.named_parameters()}
+    rece.erase(pipe, "dog")
+    assert_same({name: p.detach() for name, p in pipe.unet.named_parameters()}, before)
+
+
+def test_one_eraser_at_a_time(pipe):
+    dog, cat = rece.erase(pipe, "dog"), rece.erase(pipe, "cat")
+    before = weights(pipe)
+    with pytest.raises(ValueError, match="carries no eraser"):
+        dog.remove(pipe)
+    dog.apply(pipe)
+    after = weights(pipe)
+    for eraser in (dog, cat):
+        with pytest.raises(ValueError, match="carries an eraser already: remove it first, or compose"):
+            eraser.apply(pipe)
+    with pytest.raises(ValueError, match="carries another eraser"):
+        cat.remove(pipe)
+    with pytest.raises(ValueError, match="carries an eraser: remove it before"):
+        rece.erase(pipe, "cat")
+    assert_same(weights(pipe), after)
+    assert_same(weights(dog.remove(pipe)), before)
+
+
+def test_composition_edits_by_the_left_one_first(pipe):
+    dog, cat = rece.erase(pipe, "dog"), rece.erase(pipe, "cat", rounds=1)
+    both = dog @ cat
+    before = weights(pipe)
+    for name, W in weights(both.apply(pipe)).items():
+        assert_close(W, ((before[name].double() @ dog.map) @ cat.map).float(), atol=1e-5, rtol=1e-5)
+    assert_close(both.map, dog.map @ cat.map)
+    assert (both.map - (cat @ dog).map).norm() > 1e-3
+    assert both.provenance["composed"] == [dog.provenance, cat.provenance]
+    assert len(both.history) == len(dog.history) + len(cat.history)
+    assert torch.equal(both.history[-1], both.map)
+
+
+def test_save_and_load_round_trip(pipe, tmp_path):
+    eraser = rece.erase(pipe, ["dog", "cat"], target=["animal", " "], preserve=["sun"], rounds=2)
+    eraser.save(tmp_path / "new" / "eraser.safetensors")
+    loaded = rece.Eraser.load(tmp_path / "new" / "eraser.safetensors")
+    assert torch.equal(loaded.map, eraser.map) and loaded.map.dtype == torch.float64
+    assert loaded.provenance == eraser.provenance
+    assert os.listdir(tmp_path / "new") == ["eraser.safetensors"]
+    known = loaded.provenance
+    assert known["concepts"] == ["dog", "cat"] and known["target"] == ["animal", " "] and known["rounds"] == 2
+    assert {"base_model", "lamb", "preserve_scale", "derive_lamb", "reg", "uce_lamb", "versions"} <= set(known)
+    assert json.loads(json.dumps(known)) == known
+    before = weights(pipe)
+    assert_same(weights(eraser.remove(loaded.apply(pipe))), before)
+    eraser.save(tmp_path / "eraser.safetensors", history=True)
+    for step, kept in zip(rece.Eraser.load(tmp_path / "eraser.safetensors").history, eraser.history, strict=True):
+        assert torch.equal(step, kept)
+
+
+def test_the_base_model_is_named_without_the_machines_folders(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "some-model")
+    loaded = type(pipe).from_pretrained(tmp_path / "some-model", local_files_only=True)
+    assert rece.erase(loaded, "dog").provenance["base_model"] == "some-model"
+    assert torch.equal(rece.erase(loaded, "dog").map, rece.erase(pipe, "dog").map)
+
+
+def test_half_a_file_no_file_and_another_file_are_told_apart(tmp_path):
+    path = tmp_path / "eraser.safetensors"
+    random_eraser().save(path)
+    whole = path.read_bytes()
+    for length in (0, 5, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"eraser\.safetensors is not a whole eraser file") as error:
+            rece.Eraser.load(path)
+        assert "\n" not in str(error.value)
+    save_file({"map": torch.eye(3)}, path)
+    with pytest.raises(ValueError, match="is not a whole eraser file"):
+        rece.Eraser.load(path)
+    with pytest.raises(FileNotFoundError, match="no eraser file at .*missing"):
+        rece.Eraser.load(tmp_path / "missing")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_half_one(tmp_path, monkeypatch):
+    path = tmp_path / "eraser.safetensors"
+    random_eraser().save(path)
+    before = path.read_bytes()
+
+    def full_disk(tensors, file, metadata):
+        with open(file, "wb") as half:
+            half.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("rece.eraser.save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        random_eraser(n=2).save(path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["eraser.safetensors"]
+
+
+def test_another_text_space_is_refused_and_nothing_changes(pipe, xl, tmp_path):
+    wide = tiny.sd(width=64)
+    eraser = rece.erase(pipe, "dog")
+    before = weights(wide)
+    with pytest.raises(ValueError, match="eraser is for text width 32, but the pipeline's is 64"):
+        eraser.apply(wide)
+    with pytest.raises(ValueError, match="eraser is for text width 32, but the pipeline's is 64"):
+        eraser.save_lora(tmp_path, pipe=wide)
+    assert_same(weights(wide), before)
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(ValueError, match="this eraser is for .*CLIPTextModelWithProjection"):
+        rece.erase(xl, "dog").apply(wide)
+    with pytest.raises(ValueError, match="cannot compose erasers of width 32 and 64"):
+        eraser @ random_eraser(64)
+    with pytest.raises(ValueError, match="cannot compose erasers made for"):
+        rece.erase(xl, "dog") @ rece.erase(wide, "dog")
+
+
+def test_pipelines_of_another_kind_are_refused(pipe):
+    with pytest.raises(TypeError, match="pipe must be a pipeline like StableDiffusionPipeline.*not Linear"):
+        rece.erase(torch.nn.Linear(2, 2), "dog")
+    pipe.unet.config.encoder_hid_dim = 32
+    with pytest.raises(ValueError, match="encoder_hid_dim=32"):
+        rece.erase(pipe, "dog")
+    pipe = tiny.sd()
+    for module in pipe.unet.modules():
+        if hasattr(module, "attn2"):
+            module.attn2 = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"pipe.unet has no layer named \*.attn2.to_k"):
+        rece.erase(pipe, "dog")
+
+
+def test_a_loaded_adapter_is_refused(pipe, tmp_path):
+    eraser = rece.erase(pipe, "dog")
+    eraser.save_lora(tmp_path)
+    pipe.load_lora_weights(tmp_path)
+    with pytest.raises(ValueError, match="not a plain Linear: unload adapters"):
+        eraser.apply(pipe)
+
+
+BAD = {
+    "empty concept": (dict(concept=""), ValueError, "concept must be"),
+    "blank concept": (dict(concept=["dog", "  "]), ValueError, "concept must be"),
+    "no concept": (dict(concept=[]), ValueError, "concept must be"),
+    "number": (dict(concept=3), TypeError, "concept must be a list of texts"),
+    "targets": (dict(concept=["dog", "cat"], target=["a"]), ValueError, "1 targets for 2 concepts"),
+    "preserve text": (dict(preserve="sun"), TypeError, "preserve must be a list of texts"),
+    "preserve numbers": (dict(preserve=[1]), TypeError, "preserve must be a list of texts"),
+    "rounds": (dict(rounds=-1), ValueError, "rounds must be a whole number"),
+    "half rounds": (dict(rounds=1.5), ValueError, "rounds must be a whole number"),
+    "reg": (dict(reg="one", rounds=0), ValueError, "reg must be one of zero, target"),
+    "lamb": (dict(lamb=0.0), ValueError, "^lamb must be a positive"),
+    "derive_lamb": (dict(derive_lamb=-1.0), ValueError, "derive_lamb must be a positive"),
+    "scale": (dict(uce_preserve_scale=-1.0), ValueError, "uce_preserve_scale must be a non-negative"),
+    "ill-conditioned": (dict(uce_lamb=1e-15), ValueError, "ill-conditioned.*raise uce_lamb"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_arguments_are_one_line_that_names_them(pipe, case):
+    change, kind, message = BAD[case]
+    with pytest.raises(kind, match=message) as error:
+        rece.erase(pipe, **({"concept": "dog"} | change))
+    assert "\n" not in str(error.value)
+
+
+def test_broken_weights_are_named_and_nothing_changes(pipe):
+    name, layer = list(textspace.prompt_layers(pipe).items())[-1]
+    layer.weight.data[0, 0] = torch.nan
+    before = {n: w.nan_to_num(7.0) for n, w in weights(pipe).items()}
+    with pytest.raises(ValueError, match=f"weight of {name} holds values that are not finite"):
+        rece.erase(pipe, "dog")
+    with pytest.raises(ValueError, match=f"weight of {name} holds values that are not finite"):
+        random_eraser().apply(pipe)
+    assert_same({n: w.nan_to_num(7.0) for n, w in weights(pipe).items()}, before)
+    assert textspace.fused(pipe) is None
+
+
+def test_an_edit_that_overflows_half_precision_is_undone(pipe):
+    pipe.unet.to(torch.float16)
+    before = weights(pipe)
+    with pytest.raises(ValueError, match="overflows torch.float16"):
+        rece.Eraser(torch.eye(32) * 1e8).apply(pipe)
+    assert_same(weights(pipe), before)
+    assert textspace.fused(pipe) is None
+
+
+def test_broken_text_encoder_and_broken_maps(pipe, tmp_path):
+    with pytest.raises(ValueError, match="map must be a square matrix"):
+        rece.Eraser(torch.ones(2, 3))
+    with pytest.raises(ValueError, match="map holds values that are not finite"):
+        rece.Eraser(torch.full((2, 2), torch.nan))
+    with pytest.raises(ValueError, match="pipe must be given"):
+        random_eraser().save_lora(tmp_path)
+    with pytest.raises(ValueError, match="rank must be between 1 and the width 32, not 33"):
+        random_eraser().save_lora(tmp_path, rank=33, pipe=pipe)
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(ValueError, match="prompts must be a list"):
+        textspace.encode(pipe, [])
+    pipe.text_encoder.final_layer_norm.weight.data[0] = torch.inf
+    with pytest.raises(ValueError, match="text encoder returns values that are not finite"):
+        rece.erase(pipe, "dog")
