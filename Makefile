@@ -18,6 +18,7 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
 
 setup: .venv/.installed  ## create .venv and install everything, pinned
+	@:
 
 .venv/.installed: pyproject.toml
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
@@ -55,4 +56,5 @@ data: setup  ## rebuild the embedded model from its images (hours; needs npm)
 	@trap 'mv dvc.yaml.frozen dvc.yaml' EXIT; sed -i.frozen '/^ *frozen: true/d' dvc.yaml; dvc repro pretrain judge
 
 clean:  ## remove results and caches; .venv and DVC's cache stay
-	@git clean -qfdX -e '!/.venv/' -e '!/.dvc/' -e '!/.cache/'
+	@rm -rf dvc_plots .hypothesis .pytest_cache .ruff_cache
+	@git clean -qfdX notebooks rece results tests

@@ -1,0 +1,142 @@
+"""The promises of dvc.yaml, kept on a copy of the repository with a stand-in for papermill.
+
+The stand-in writes every output of its stage as a digest of what the stage declares to read, its dependencies and
+parameters. So the real dvc.yaml, params.yaml and notebooks are run by the real DVC, without the numbers.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from project import ROOT, files, params, stages
+
+STAND_IN = """#!{python}
+import hashlib, json, os, pathlib, yaml
+
+name = os.environ["DVC_STAGE"]
+stage = json.loads(pathlib.Path("{stages}").read_text())[name]
+digest = hashlib.sha256(name.encode())
+for dep in map(pathlib.Path, stage["deps"]):
+    for file in sorted(f for f in [dep, *dep.rglob("*")] if f.is_file() and "__pycache__" not in f.parts):
+        digest.update(file.read_bytes())
+for param in stage["params"]:
+    value = yaml.safe_load(pathlib.Path("params.yaml").read_text())
+    for key in param.split("."):
+        value = value[key]
+    digest.update(json.dumps(value, sort_keys=True).encode())
+for out in map(pathlib.Path, stage["outs"]):
+    file = out if out.suffix else out / "digest.txt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(digest.hexdigest())
+with open("{log}", "a") as log:
+    print(name, file=log)
+"""
+
+CONCEPTS = sorted({stage.matrix for stage in stages() if stage.matrix})
+
+
+class Copy:
+    """A copy of the repository in `folder`, in a git repository of its own and without results."""
+
+    def __init__(self, folder: Path):
+        self.root, self.log = folder / "copy", folder / "log"
+        for file in files():
+            target = self.root / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / file, target)
+        self.git("init", "--quiet")
+        self.commit()
+        described = {
+            stage.name: {"deps": stage.deps, "params": stage.params, "outs": stage.outs} for stage in stages()
+        }
+        (folder / "stages.json").write_text(json.dumps(described))
+        stand_in = folder / "bin" / "papermill"
+        stand_in.parent.mkdir()
+        stand_in.write_text(
+            STAND_IN.format(python=sys.executable, stages=folder / "stages.json", log=self.log), encoding="utf-8"
+        )
+        stand_in.chmod(0o755)
+        self.path = os.pathsep.join([str(stand_in.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
+
+    def git(self, *command: str):
+        identity = ["-c", "user.name=copy", "-c", "user.email=copy@localhost", "-c", "core.hooksPath=/dev/null"]
+        subprocess.run(["git", *identity, *command], cwd=self.root, check=True)
+
+    def commit(self):
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--allow-empty", "--message", "copy")
+
+    def repro(self) -> list[str]:
+        """The stages that `dvc repro` ran, in their order."""
+        self.log.write_text("")
+        command = [sys.executable, "-m", "dvc", "repro"]
+        environment = {**os.environ, "PATH": self.path}
+        result = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return self.log.read_text().split()
+
+    def lock_check(self, root: Path) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "PATH": self.path}
+        return subprocess.run([root / ".ci/lock"], env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Copy:
+    """The copy after its first `dvc repro`; every test leaves it reproduced."""
+    made = Copy(tmp_path_factory.mktemp("pipeline"))
+    made.first = made.repro()
+    return made
+
+
+def test_first_repro_runs_every_stage_but_the_frozen_ones(copy):
+    assert sorted(copy.first) == sorted(stage.name for stage in stages() if stage.runs and not stage.frozen)
+
+
+def test_second_repro_does_nothing(copy):
+    before = {file: (copy.root / file).read_bytes() for file in files(copy.root)}
+    assert copy.repro() == []
+    assert {file: (copy.root / file).read_bytes() for file in files(copy.root)} == before
+
+
+def test_every_concept_has_a_section_of_its_own():
+    for stage in stages():
+        if stage.matrix:
+            sections = [name for name in stage.params if name.split(".")[-1] in CONCEPTS]
+            assert all(name.split(".")[-1] == stage.matrix for name in sections), stage.name
+
+
+@pytest.mark.parametrize("concept", CONCEPTS)
+def test_changing_one_concepts_section_reruns_that_concept_alone(copy, concept):
+    path = copy.root / "params.yaml"
+    tree = yaml.safe_load(path.read_text())
+    for section in {name for stage in stages() for name in stage.params if name.split(".")[-1] == concept}:
+        value = tree
+        for key in section.split("."):
+            value = value[key]
+        value["changed"] = True
+    assert tree != params(copy.root), f"no stage declares a section of params.yaml for {concept}"
+    path.write_text(yaml.safe_dump(tree))
+    ran = copy.repro()
+    assert {name for name in ran if "@" in name} == {stage.name for stage in stages() if stage.matrix == concept}
+    assert {name for name in ran if "@" not in name} == {
+        stage.name for stage in stages() if stage.runs and not stage.frozen and not stage.matrix
+    }
+
+
+def test_lock_check_notices_changed_code_on_a_fresh_clone(copy, tmp_path):
+    copy.commit()
+    clone = tmp_path / "clone"
+    copy.git("clone", "--quiet", str(copy.root), str(clone))
+    agrees = copy.lock_check(clone)
+    assert agrees.returncode == 0, agrees.stdout + agrees.stderr
+    stage = next(stage for stage in stages() if stage.matrix and stage.runs)
+    notebook = clone / stage.runs[0].notebook
+    notebook.write_text(notebook.read_text() + "\n")
+    stale = copy.lock_check(clone)
+    assert stale.returncode == 1
+    assert stage.name in stale.stderr

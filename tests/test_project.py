@@ -1,0 +1,125 @@
+"""The repository's files agree with each other."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+
+import papermill
+import pytest
+import yaml
+from project import ROOT, files, params, stage_notebooks, stages
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib"}
+
+
+def code_of(file: str) -> str:
+    """Python source of a .py file, or of a notebook's code cells without magics."""
+    text = (ROOT / file).read_text()
+    if file.endswith(".py"):
+        return text
+    cells = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    return re.sub(r"^(\s*)[%!].*$", r"\1pass", "\n".join(cells), flags=re.MULTILINE)
+
+
+def unsafe_loads(source: str) -> list[int]:
+    """Lines of `source` that can unpickle a file: they would run whatever code the file holds."""
+    lines = []
+    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        name = ast.unparse(call.func)
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        if (
+            (name == "torch.load" and keywords.get("weights_only") != "True")
+            or (name.split(".")[0] in PICKLES and name.split(".")[-1] in {"load", "loads", "Unpickler"})
+            or name.split(".")[-1] == "read_pickle"
+            or keywords.get("allow_pickle", "False") != "False"
+        ):
+            lines.append(call.lineno)
+    return lines
+
+
+def test_conda_environment_installs_the_pins_of_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert pip == ["-e .[dev,data]"]
+    assert set(PROJECT["optional-dependencies"]) == {"dev", "data"}
+    assert PROJECT["requires-python"] == ">=" + conda[0].removeprefix("python=")
+    assert set(conda[1:]) == {"pip", "nodejs"}
+
+
+def test_every_requirement_is_pinned_exactly():
+    extras = PROJECT["optional-dependencies"].values()
+    requirements = [*PROJECT["dependencies"], *(entry for extra in extras for entry in extra)]
+    assert [entry for entry in requirements if not re.fullmatch(r"[\w-]+==[\w.]+", entry)] == []
+
+
+def test_stage_notebooks_are_stripped():
+    assert stage_notebooks()
+    command = [sys.executable, "-m", "nbstripout", "--verify", *stage_notebooks()]
+    verdict = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert verdict.returncode == 0, f"strip them with nbstripout:\n{verdict.stdout}{verdict.stderr}"
+
+
+def test_commit_hook_strips_the_stage_notebooks_and_no_other():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    (pattern,) = [hook["files"] for repo in config["repos"] for hook in repo["hooks"] if hook["id"] == "nbstripout"]
+    assert sorted(file for file in files() if re.search(pattern, file)) == stage_notebooks()
+
+
+@pytest.mark.parametrize("notebook", stage_notebooks())
+def test_notebook_parameters_come_from_params_or_the_command(notebook):
+    """papermill only warns about a name that a notebook does not know, so a misspelt one would go unnoticed."""
+    known = papermill.inspect_notebook(str(ROOT / notebook))
+    assert known, f"{notebook} has no cell tagged 'parameters'"
+    for stage in stages():
+        for run in (run for run in stage.runs if run.notebook == notebook):
+            sections = {name for file in run.files for name in yaml.safe_load((ROOT / file).read_text())}
+            declared = {name.split(".")[0] for name in stage.params}
+            assert set(run.passed) <= set(known), f"{stage.name} passes names that {notebook} does not have"
+            read = set(known) - set(run.passed)
+            assert read <= sections, f"{stage.name}: no such section in {run.files}"
+            assert read <= declared, f"{stage.name}: a change of these parameters would not rerun it"
+            assert notebook in stage.deps, f"{stage.name}: a change of {notebook} would not rerun it"
+
+
+@pytest.mark.parametrize("notebook", stage_notebooks())
+def test_params_sections_have_every_key_of_the_notebooks_defaults(notebook):
+    """papermill replaces a dictionary as a whole, so a key that params.yaml lacks is lost."""
+    for name, parameter in papermill.inspect_notebook(str(ROOT / notebook)).items():
+        section = params().get(name)
+        try:
+            default = ast.literal_eval(parameter["default"])
+        except ValueError:
+            continue
+        if isinstance(default, dict) and isinstance(section, dict):
+            assert set(default) <= set(section), f"params.yaml: section {name} lacks what {notebook} reads"
+
+
+def test_lock_holds_no_stage_that_is_gone():
+    locked = [yaml.safe_load((ROOT / file).read_text()) for file in files() if file.split("/")[-1] == "dvc.lock"]
+    assert {name for lock in locked for name in lock["stages"]} <= {stage.name for stage in stages()}
+
+
+@pytest.mark.parametrize("file", [file for file in files() if file.endswith((".py", ".ipynb"))])
+def test_nothing_is_unpickled(file):
+    assert unsafe_loads(code_of(file)) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "pickle.load(file)",
+        "joblib.load(path)",
+        "pandas.read_pickle(path)",
+        "numpy.load(path, allow_pickle=True)",
+    ],
+)
+def test_unsafe_loads_are_found(source):
+    assert unsafe_loads(f"x = {source}") == [1]
+    assert unsafe_loads("torch.load(path, weights_only=True); numpy.load(path); json.load(file)") == []
