@@ -245,8 +245,10 @@ def erase(
     steps = tqdm(total=3 + rounds, desc="erase", delay=1, leave=False, disable=not progress)
     G = textspace.gram(pipe)
     steps.update()
-    C, T = textspace.encode(pipe, concepts).to(G.device), textspace.encode(pipe, targets).to(G.device)
-    P_start, P_rounds = (textspace.encode_rows(pipe, texts) if texts else None for texts in (for_start, for_rounds))
+    texts = list(dict.fromkeys([*concepts, *targets]))
+    embeds = dict(zip(texts, textspace.encode(pipe, texts).to(G.device), strict=True))
+    C, T = torch.stack([embeds[text] for text in concepts]), torch.stack([embeds[text] for text in targets])
+    P_start, P_rounds = (textspace.encode_rows(pipe, kept) if kept else None for kept in (for_start, for_rounds))
     scale = textspace.encode(pipe, [""]).square().sum(-1).mean().item() / SD_TOKEN if relative else 1.0
     steps.update()
 

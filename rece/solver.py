@@ -99,7 +99,8 @@ def derive(M: Tensor, G: Tensor, C: Tensor, *, lamb: float, reg: str = "zero", t
     if reg == "surrogate1":  # M^-1 c meets both terms' normal equations whatever G is
         _well_conditioned(torch.linalg.cond(M).item(), "choose a reg with a ridge, e.g. 'zero'")
         return (torch.linalg.solve(M, C.T).T + lamb * C) / (1 + lamb)
-    A, B = M.T @ G @ M, M.T @ G
+    B = M.T @ G
+    A = B @ M
     eye = torch.eye(d, dtype=C.dtype, device=C.device)
     right = C @ B.T
     if reg == "zero":

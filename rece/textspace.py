@@ -5,6 +5,7 @@ embedding that `pipe.encode_prompt` returns. SDXL's pooled embedding, which ente
 part of it.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -110,14 +111,19 @@ def encode(pipe: DiffusionPipeline, prompts: list[str], batch_size: int = 64) ->
 def encode_rows(pipe: DiffusionPipeline, prompts: list[str], batch_size: int = 64) -> Tensor:
     """Rows R with R^T R = P^T P for P = all tokens of all prompts: (at most d + positions * batch_size, d) float64.
 
-    Preserve sets enter the closed form through P^T P alone, so thousands of prompts fit in the triangle of a QR.
+    Preserve sets enter the closed form through P^T P alone, so thousands of prompts fit in the triangle of a QR. A
+    text that is given several times is encoded once and weighted.
     """
-    rows = None
-    for start in range(0, len(prompts), batch_size):
-        batch = encode(pipe, prompts[start : start + batch_size], batch_size).flatten(0, 1)
-        rows = batch if rows is None else torch.linalg.qr(torch.cat([rows, batch]), mode="r").R
-    if rows is None:
+    if not prompts:
         raise ValueError("prompts must be a list of at least one text")
+    rows, counts = None, Counter(prompts)
+    texts = list(counts)
+    for start in range(0, len(texts), batch_size):
+        some = texts[start : start + batch_size]
+        weight = torch.tensor([counts[text] for text in some], dtype=torch.float64).sqrt()
+        embeds = encode(pipe, some, batch_size)
+        batch = (embeds * weight.to(embeds.device)[:, None, None]).flatten(0, 1)
+        rows = batch if rows is None else torch.linalg.qr(torch.cat([rows, batch]), mode="r").R
     return rows
 
 

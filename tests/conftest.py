@@ -1,11 +1,8 @@
 """No network, one thread, and the tiny pipelines as fixtures."""
 
 import os
-import sys
-from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import pytest  # noqa: E402
 import tiny  # noqa: E402

@@ -28,20 +28,16 @@ def derive(weights, originals, C, lamb, reg, target):
     A = sum(W.T @ W for W in weights)
     B = sum(W.T @ W0 for W, W0 in zip(weights, originals, strict=True))
     eye = torch.eye(C.shape[1], dtype=C.dtype)
-    rows = []
-    for c, t in zip(C, target, strict=True):
-        if reg == "zero":
-            row = torch.inverse(A + lamb * eye) @ (B @ c)
-        elif reg == "target":
-            row = torch.inverse(A + lamb * eye) @ (B @ c + lamb * t)
-        elif reg == "surrogate1":
-            row = torch.inverse((1 + lamb) * A) @ (B + lamb * A) @ c
-        elif reg == "surrogate2":
-            row = torch.inverse(A + lamb * eye) @ (B + lamb * eye) @ c
-        else:
-            row = torch.inverse((1 + lamb) * A + lamb * eye) @ (B + lamb * A + lamb * eye) @ c
-        rows.append(row)
-    return torch.stack(rows)
+    if reg in ("zero", "target"):
+        inverse = torch.inverse(A + lamb * eye)
+    elif reg == "surrogate1":
+        inverse, B = torch.inverse((1 + lamb) * A), B + lamb * A
+    elif reg == "surrogate2":
+        inverse, B = torch.inverse(A + lamb * eye), B + lamb * eye
+    else:
+        inverse, B = torch.inverse((1 + lamb) * A + lamb * eye), B + lamb * A + lamb * eye
+    pull = lamb if reg == "target" else 0.0
+    return torch.stack([inverse @ (B @ c + pull * t) for c, t in zip(C, target, strict=True)])
 
 
 def erase(

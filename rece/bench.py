@@ -1,0 +1,291 @@
+"""`python -m rece.bench`: the one-map solver against the published per-layer method, both timed in one run.
+
+The layers that read the prompt and the text encoders have the shapes of Stable Diffusion 1.4 or XL and random
+weights; the rest of the UNet takes no part in an edit and is left out. The task is the paper's nudity setting: a UCE
+start and three rounds.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel
+
+import rece
+from rece import textspace
+
+ROOT = Path(__file__).parents[1]
+ROUNDS, TEXTS, POSITIONS = 3, ("nudity", " ", ""), 77
+# model: widths of the cross-attention blocks, each with a K and a V matrix; text encoders (width, layers, heads);
+# layers that the literal method is timed on unless --full
+SHAPES = {
+    "sd14": ([320] * 5 + [640] * 5 + [1280] * 6, [(768, 12, 12)], 32),
+    "sdxl": ([640] * 10 + [1280] * 60, [(768, 12, 12), (1280, 32, 20)], 7),
+}
+
+
+class Standin:
+    """What `rece` reads of a pipeline: K and V matrices, text encoders, a tokenizer of whole words."""
+
+    def __init__(self, blocks: list[int], encoders: list[tuple[int, int, int]], device: str):
+        torch.manual_seed(0)
+        d = sum(width for width, _, _ in encoders)
+        self.unet = torch.nn.Module()
+        self.unet.config = self.config = {}
+        for n, out in enumerate(blocks):
+            attention = torch.nn.Module()
+            for name in ("to_k", "to_v"):
+                attention.add_module(name, torch.nn.Linear(d, out, bias=False, device=device))
+            block = torch.nn.Module()
+            block.add_module("attn2", attention)
+            self.unet.add_module(str(n), block)
+        self.text_encoders = [
+            CLIPTextModel(
+                CLIPTextConfig(
+                    hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=heads
+                )
+            )
+            .to(device)
+            .eval()
+            for width, layers, heads in encoders
+        ]
+        self.text_encoder = self.text_encoders[0]
+        self._execution_device = torch.device(device)
+
+    def tokenizer(self, text: str, **_) -> SimpleNamespace:
+        ids = [49406, *(zlib.crc32(word.encode()) % 49406 for word in text.split()), 49407]
+        padding = POSITIONS - len(ids)
+        return SimpleNamespace(input_ids=ids + [49407] * padding, attention_mask=[1] * len(ids) + [0] * padding)
+
+    tokenizer.model_max_length = POSITIONS
+
+    def encode_prompt(self, prompt: list[str], device: torch.device, **_) -> tuple[torch.Tensor]:
+        ids = torch.tensor([self.tokenizer(text).input_ids for text in prompt], device=device)
+        return (torch.cat([encoder(ids).last_hidden_state for encoder in self.text_encoders], dim=-1),)
+
+
+def one_map(pipe: Standin) -> dict[str, float]:
+    """Seconds of the parts of `rece.erase` and `Eraser.apply`, and the peak memory above what was in use before."""
+    spent = dict.fromkeys(("encode", "gram"), 0.0)
+    with _peak_memory(pipe) as memory, _clocked(pipe, spent):
+        start = _now(pipe)
+        eraser = rece.erase(pipe, TEXTS[0], rounds=ROUNDS, progress=False)
+        spent["solve"] = _now(pipe) - start - spent["encode"] - spent["gram"]
+        start = _now(pipe)
+        eraser.apply(pipe)
+        spent["write back"] = _now(pipe) - start
+    eraser.remove(pipe)
+    return spent | {"total": sum(spent.values()), "peak MB": memory["peak"]}
+
+
+def literal_method(pipe: Standin, layers: int) -> tuple[dict[str, float], list[list[torch.Tensor]]]:
+    """The same edit by tests/literal.py, float32, texts encoded once: own sums and own inverse for every layer.
+
+    Timed on `layers` layers spread over the model and one round, scaled to all of them. Returns the seconds, and the
+    weights of those layers after the UCE start and after the first round.
+    """
+    sys.path.insert(0, str(ROOT / "tests"))
+    import literal
+
+    all_weights = [weight.float() for weight in textspace.originals(pipe).values()]
+    some = all_weights[:: max(1, len(all_weights) // layers)][:layers]
+    scale = sum(map(len, all_weights)) / sum(map(len, some))
+    with _peak_memory(pipe) as memory:
+        start = _now(pipe)
+        with torch.no_grad():
+            C, T, P = (pipe.encode_prompt([text], pipe._execution_device)[0][0] for text in TEXTS)
+        encode = _now(pipe) - start
+        start = _now(pipe)
+        first = literal.edit(some, [(C[1:], T[:-1])], [P], 0.5, 1.0, 1.0)
+        edit = _now(pipe) - start
+        start = _now(pipe)
+        derived = literal.derive(first, some, C, 0.1, "zero", T)
+        derive = _now(pipe) - start
+        start = _now(pipe)
+        literal.derive(first[:1], some[:1], C, 0.1, "zero", T)
+        base = min(_now(pipe) - start, derive)
+        start = _now(pipe)
+        second = literal.edit(first, [(derived, T)], [T], 0.1, 1.0, 0.1)
+        edit += ROUNDS * (_now(pipe) - start)
+    spent = {"encode": encode, "derive": ROUNDS * (base + (derive - base) * scale), "edit": edit * scale}
+    spent |= {"total": sum(spent.values()), "peak MB": memory["peak"], "layers": len(some)}
+    return spent, [first, second]
+
+
+@torch.no_grad()
+def published_edit(pipe: Standin) -> dict[str, float]:
+    """The edits as the published code orders the work, without its derivations: one layer is timed, one edit is that
+    times all layers, and there are 1 + ROUNDS edits.
+
+    For every layer all texts are encoded again, the keys and values of all layers are computed though one is used, and
+    the outer products of all rows are formed before they are summed.
+    """
+    weights = [weight.float() for weight in textspace.originals(pipe).values()]
+    some = sorted(range(len(weights)), key=lambda n: len(weights[n]))[:: len(weights) - 1]
+    start = _now(pipe)
+    for n in some:
+        W = weights[n]
+        wanted, seen = 0.5 * W, 0.5 * torch.eye(W.shape[1], device=W.device)
+        C, T, P = (pipe.encode_prompt([text], pipe._execution_device)[0][0] for text in TEXTS)
+        for K, meant in ((C, T), (P, P)):
+            answers = [meant @ other.T for other in weights]
+            wanted = wanted + (answers[n][:, :, None] * K[:, None, :]).sum(0)
+            seen = seen + (K[:, :, None] * K[:, None, :]).sum(0)
+        wanted @ torch.inverse(seen)
+    spent = (_now(pipe) - start) / len(some) * len(weights) * (1 + ROUNDS)
+    return {"total": spent, "layers": len(some)}
+
+
+def floor(pipe: Standin, rates: dict[str, float]) -> dict[str, float]:
+    """The least seconds each part could take: its multiply-adds at the measured matmul rate, its bytes at the measured
+    bandwidth, whichever is more."""
+    weights = list(textspace.originals(pipe).values())
+    d, rows, n = weights[0].shape[1], sum(map(len, weights)), POSITIONS
+    size = rows * d * weights[0].element_size()
+    blocks = sum(p.numel() for e in pipe.text_encoders for p in e.encoder.parameters())
+    edit = 6 * n * d**2 + d**3 / 3 + 2 * d**3  # three sums over rows, Cholesky, solve
+    derive = 4 * d**3 + 2 * n * d**2 + d**3 / 3 + 2 * n * d**2  # M^T G M, right side, Cholesky, solve
+    work = {
+        "encode": (2 * blocks * n * len(TEXTS), 4 * blocks, "float32"),
+        "gram": (2 * rows * d**2, size, "float64"),
+        "solve": (edit + ROUNDS * (derive + edit + 2 * d**3), 0, "float64"),
+        "write back": (2 * rows * d**2, 2 * size, "float32"),
+    }
+    parts = {part: max(flop / rates[kind], moved / rates["bytes"]) for part, (flop, moved, kind) in work.items()}
+    return parts | {"total": sum(parts.values())}
+
+
+def measure_rates(pipe: Standin) -> dict[str, float]:
+    """Matmul rates in FLOP/s and copy bandwidth in bytes/s (read and write counted), the best of three."""
+    device, rates = pipe._execution_device, {}
+    for name, dtype in (("float32", torch.float32), ("float64", torch.float64)):
+        a = torch.rand(1536, 1536, dtype=dtype, device=device)
+        rates[name] = 2 * len(a) ** 3 / min(_timed(pipe, lambda a=a: a @ a) for _ in range(4))
+    source = torch.rand(2**25, device=device)
+    target = torch.empty_like(source)
+    rates["bytes"] = 8 * len(source) / min(_timed(pipe, lambda: target.copy_(source)) for _ in range(4))
+    return rates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m rece.bench", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", choices=[*SHAPES, "both"], default="both")
+    parser.add_argument("--full", action="store_true", help="time the literal method on all layers, not on a sample")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", action="store_true", help="write results/bench/bench.json too")
+    asked = parser.parse_args()
+
+    report = {
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "device": asked.device,
+        "torch": torch.__version__,
+    }
+    print(f"nudity setting: UCE start and {ROUNDS} rounds; {asked.device}, {report['threads']} threads; seconds")
+    for name in SHAPES if asked.model == "both" else [asked.model]:
+        blocks, encoders, sample = SHAPES[name]
+        pipe = Standin(blocks, encoders, asked.device)
+        layers = 2 * len(blocks)
+        rates = measure_rates(pipe)
+        textspace.encode(pipe, list(TEXTS))  # warm up
+        ours, least = one_map(pipe), floor(pipe, rates)
+        slow, _ = literal_method(pipe, layers if asked.full else min(sample, layers))
+        published = published_edit(pipe)
+        report[name] = {"one map": ours, "floor": least, "literal": slow, "published": published, "rates": rates}
+        _print(name, layers, textspace.width(pipe), report[name])
+        del pipe
+    if asked.json:
+        path = ROOT / "results" / "bench" / "bench.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _print(name: str, layers: int, d: int, timed: dict) -> None:
+    ours, least, slow, published, rates = timed.values()
+    print(f"\n{name}: {layers} matrices of width {d}")
+    print(f"  {'one map':34}{'time':>9}{'floor':>9}{'x floor':>9}")
+    for part in ("encode", "gram", "solve", "write back", "total"):
+        print(f"    {part:32}{ours[part]:9.2f}{least[part]:9.2f}{ours[part] / least[part]:9.1f}")
+    print(f"  literal, layer by layer, float32{'':2}{'time':>9}{'x ours':>9}")
+    for part in ("encode", "derive", "edit", "total"):
+        ratio = f"{slow[part] / ours[part]:9.1f}" if part in ours else ""
+        print(f"    {part:32}{slow[part]:9.2f}{ratio}")
+    print(
+        f"    (measured: {slow['layers']} of {layers} layers scaled to all, start and one round; scaled to {ROUNDS} rounds)"
+    )
+    ratio = published["total"] / ours["total"]
+    print(f"  {'in the published order, edits only':34}{published['total']:9.2f}{ratio:9.1f}")
+    print(f"    (scaled from {published['layers']} of {layers} layers of one edit, out of {1 + ROUNDS} edits)")
+    print(f"  peak memory above the model: one map {ours['peak MB']:.0f} MB, literal {slow['peak MB']:.0f} MB")
+    single, double, moved = (rates[kind] / 1e9 for kind in ("float32", "float64", "bytes"))
+    print(f"  measured rates: {single:.0f} GFLOP/s float32, {double:.0f} GFLOP/s float64, {moved:.0f} GB/s")
+
+
+def _now(pipe: Standin) -> float:
+    if pipe._execution_device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _timed(pipe: Standin, call) -> float:
+    start = _now(pipe)
+    call()
+    return _now(pipe) - start
+
+
+@contextmanager
+def _clocked(pipe: Standin, spent: dict[str, float]):
+    """Adds the time spent in textspace.encode and textspace.gram to `spent`."""
+    real = {name: getattr(textspace, name) for name in spent}
+
+    def clocked(name):
+        def call(*given, **named):
+            start = _now(pipe)
+            result = real[name](*given, **named)
+            spent[name] += _now(pipe) - start
+            return result
+
+        return call
+
+    try:
+        for name in real:
+            setattr(textspace, name, clocked(name))
+        yield
+    finally:
+        for name, function in real.items():
+            setattr(textspace, name, function)
+
+
+@contextmanager
+def _peak_memory(pipe: Standin):
+    """Yields a dict that holds, after the block, the "peak" of memory above the start in MB; nan if not known."""
+    found = {"peak": float("nan")}
+    if pipe._execution_device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        yield found
+        found["peak"] = (torch.cuda.max_memory_allocated() - before) / 1e6
+        return
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not reset.exists():
+        yield found
+        return
+    reset.write_text("5")  # sets the high-water mark to the present size
+    before = _status(status, "VmRSS")
+    yield found
+    found["peak"] = (_status(status, "VmHWM") - before) / 1e3
+
+
+def _status(path: Path, key: str) -> int:
+    return next(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(key))
+
+
+if __name__ == "__main__":
+    main()
