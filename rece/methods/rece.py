@@ -1,0 +1,10 @@
+"""RECE: UCE, then rounds that derive the embedding which brings the concept back, and erase it (arXiv 2407.12383)."""
+
+from diffusers import DiffusionPipeline
+
+from rece import eraser
+
+
+def erase(pipe: DiffusionPipeline, concept: str | list[str], **settings) -> eraser.Eraser:
+    """`rece.erase` with the given keywords."""
+    return eraser.erase(pipe, concept, **settings)
