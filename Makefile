@@ -36,7 +36,7 @@ test: setup  ## run the tests, then every notebook with its default parameters
 	@$(NBVAL) notebooks
 
 bench: setup  ## time the solver against the literal per-layer method
-	@python benchmarks/solver.py
+	@python -m rece.bench
 
 lab: setup  ## open the notebooks
 	@jupyter lab notebooks

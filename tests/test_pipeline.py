@@ -110,7 +110,7 @@ def test_every_concept_has_a_section_of_its_own():
             assert all(name.split(".")[-1] == stage.matrix for name in sections), stage.name
 
 
-@pytest.mark.parametrize("concept", CONCEPTS)
+@pytest.mark.parametrize("concept", CONCEPTS[:1] + CONCEPTS[-1:])
 def test_changing_one_concepts_section_reruns_that_concept_alone(copy, concept):
     path = copy.root / "params.yaml"
     tree = yaml.safe_load(path.read_text())
