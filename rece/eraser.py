@@ -44,7 +44,7 @@ class Eraser:
 
     def __repr__(self) -> str:
         concepts = self.provenance.get("concepts", "unknown concepts")
-        return f"Eraser({concepts}, width {len(self.map)}, rank {self.rank})"
+        return f"Eraser({concepts}, width {len(self.map)})"
 
     def __matmul__(self, other: "Eraser") -> "Eraser":
         """a @ b: edit the weights by a, then the edited weights by b. W' = W a.map b.map.
