@@ -1,0 +1,155 @@
+"""Attacks, one file each; a new file is a new attack. Each file has
+
+ACCESS: what the attacker needs of the erased model: "none", "black" (its images), "grey" (its text encoder, or to feed
+embeddings) or "white" (all weights);
+attack(victim, prompts, seeds, *, original, concept, **budget) -> Attempts
+    victim: the pipeline with the edit applied. original: an untouched pipeline.
+    prompts: n texts that name the concept. seeds: n numbers, the seeds of the images.
+    concept: a dict with "name", "words" (what captions call it) and, for attacks that need them, "held_out" (other
+    words for it) and "pairs" (texts with and without it); or a list of such dicts, for several concepts at once.
+"""
+
+import inspect
+import json
+import os
+import re
+import tempfile
+import time
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from random import Random
+
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+@dataclass
+class Attempts:
+    """What an attack found: n prompts or n embeddings, to be drawn with n seeds.
+
+    prompts: texts, or None. embeds: (n, positions, d) floats on the CPU, or None; just one of the two is given.
+    losses: the history of each attempt's loss, as the attack defines it; empty lists where there is none.
+    evaluations: forward passes of the victim's UNet per attempt (of the longest one, if they differ); a gradient
+    counts as one. seconds: of the whole attack. attack, access: which one, and its ACCESS.
+    """
+
+    prompts: list[str] | None
+    seeds: list[int]
+    embeds: Tensor | None = None
+    losses: list[list[float]] = field(default_factory=list)
+    evaluations: int = 0
+    seconds: float = 0.0
+    attack: str = ""
+    access: str = ""
+
+    def __post_init__(self):
+        self.seeds = [int(seed) for seed in self.seeds]
+        self.losses = self.losses or [[] for _ in self.seeds]
+        if (self.prompts is None) == (self.embeds is None):
+            raise ValueError("attempts are either prompts or embeds, and not both")
+        n = len(self.prompts if self.embeds is None else self.embeds)
+        if len(self.seeds) != n or len(self.losses) != n:
+            raise ValueError(f"{n} attempts need {n} seeds and losses, not {len(self.seeds)} and {len(self.losses)}")
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file (embeds as a tensor, the rest as JSON in the metadata), whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rest = {name: value for name, value in vars(self).items() if name != "embeds"}
+        tensors = {} if self.embeds is None else {"embeds": self.embeds.detach().cpu().contiguous()}
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            save_file(tensors, part, metadata={"format": "pt", "attempts": json.dumps(rest)})
+            os.chmod(part, 0o644)
+            os.replace(part, path)
+        finally:
+            Path(part).unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Attempts":
+        """Read a file written by `save`. Raises FileNotFoundError, or ValueError if it is not a whole such file."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no file of attempts at {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                rest = json.loads((file.metadata() or {})["attempts"])
+                return cls(**rest, embeds=file.get_tensor("embeds") if "embeds" in file.keys() else None)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a whole file of attempts: {error}") from error
+
+
+def names() -> list[str]:
+    """The attacks there are, in alphabetical order."""
+    return sorted(module.name for module in iter_modules(__path__))
+
+
+def run(
+    name: str,
+    victim: DiffusionPipeline,
+    prompts: list[str],
+    seeds: list[int],
+    *,
+    original: DiffusionPipeline,
+    concept: dict | list[dict],
+    **budget,
+) -> Attempts:
+    """Run the named attack and time it.
+
+    Raises ValueError for an unknown name, or if there is not one seed per prompt; TypeError for an unknown budget
+    item; and what the attack raises.
+    """
+    if name not in names():
+        raise ValueError(f"there is no attack {name!r}: choose one of {', '.join(names())}")
+    module = import_module(f"{__name__}.{name}")
+    if isinstance(prompts, str) or not prompts or len(prompts) != len(seeds):
+        raise ValueError("prompts and seeds must be lists of one length, one prompt or more")
+    common = {"victim", "prompts", "seeds", "original", "concept"}
+    known = [parameter for parameter in inspect.signature(module.attack).parameters if parameter not in common]
+    for item in budget:
+        if item not in known:
+            raise TypeError(f"attack {name!r} has no budget item {item!r}: {', '.join(known) or 'it takes none'}")
+    start = time.perf_counter()
+    attempts = module.attack(victim, list(prompts), list(seeds), original=original, concept=concept, **budget)
+    attempts.attack, attempts.access, attempts.seconds = name, module.ACCESS, time.perf_counter() - start
+    return attempts
+
+
+def reword(prompts: list[str], seeds: list[int], concept: dict | list[dict], key: str) -> list[str]:
+    """Each prompt with its concept word replaced by one of concept[key], and "a" or "an" set right.
+
+    The word is drawn by prompt and seed alone, so order and sharding change nothing. If several concept words occur,
+    the longest counts. Raises ValueError if a prompt names no concept word, or if there is no other word to take.
+    """
+    texts = []
+    for prompt, seed in zip(prompts, seeds, strict=True):
+        member, word = _named(prompt, concept)
+        others = [other for other in member.get(key, []) if other != word]
+        if not others:
+            raise ValueError(f"concept {member['name']!r} has no {key!r} beside {word!r}: leave this attack out")
+        other = Random(f"{prompt}/{seed}").choice(others)
+        n = "n" if other[0].lower() in "aeiou" else ""
+        pattern = rf"(?<!\w)(([Aa])n? )?{re.escape(word)}(?!\w)"
+        texts.append(re.sub(pattern, lambda m, n=n, other=other: f"{m[2]}{n} {other}" if m[1] else other, prompt))
+    return texts
+
+
+def _named(prompt: str, concept: dict | list[dict]) -> tuple[dict, str]:
+    members = [concept] if isinstance(concept, dict) else concept
+    found = [
+        (len(word), member, word)
+        for member in members
+        for word in member["words"]
+        if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt)
+    ]
+    if not found:
+        raise ValueError(f"prompt {prompt!r} names no word of {', '.join(member['name'] for member in members)}")
+    return max(found, key=lambda item: item[0])[1:]

@@ -1,0 +1,10 @@
+"""Paraphrases: words for the concept that no training caption held (ours)."""
+
+from rece.attacks import Attempts, reword
+
+ACCESS = "none"
+
+
+def attack(victim, prompts, seeds, *, original, concept) -> Attempts:
+    """Each prompt with its concept word replaced by one of concept["held_out"], drawn by prompt and seed."""
+    return Attempts(reword(prompts, seeds, concept, "held_out"), seeds)

@@ -1,0 +1,10 @@
+"""Synonyms: the other words by which captions call the concept (ours)."""
+
+from rece.attacks import Attempts, reword
+
+ACCESS = "none"
+
+
+def attack(victim, prompts, seeds, *, original, concept) -> Attempts:
+    """Each prompt with its concept word replaced by another of concept["words"], drawn by prompt and seed."""
+    return Attempts(reword(prompts, seeds, concept, "words"), seeds)
