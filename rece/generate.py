@@ -57,7 +57,7 @@ def generate(
 
     images = []
     bar = tqdm(total=n, desc="generate", delay=1, leave=False, disable=not progress)
-    with _bare(pipe), torch.autocast(pipe.device.type, torch.bfloat16, enabled=bf16):
+    with _bare(pipe), torch.autocast(pipe._execution_device.type, torch.bfloat16, enabled=bf16):
         for start in range(0, n, batch_size):
             rows = [min(row, n - 1) for row in range(start, start + batch_size)]
             text = {"prompt": [prompts[row] for row in rows]} if embeds is None else {"prompt_embeds": embeds[rows]}
