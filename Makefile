@@ -10,6 +10,8 @@ export DIFFUSERS_VERBOSITY := error
 export TRANSFORMERS_VERBOSITY := error
 repro data bench lab: export PYTHONWARNINGS := ignore
 
+# In the order of the pipeline: with default parameters each reads what the one before it wrote.
+NOTEBOOKS := $(patsubst %,notebooks/%.ipynb,dataset pretrain judge erase attack evaluate sweep plot closed_form)
 NBVAL := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-kernel-startup-timeout 120
 
 .PHONY: help setup repro test bench lab lint format data clean
@@ -22,7 +24,7 @@ setup: .venv/.installed  ## create .venv and install everything, pinned
 
 .venv/.installed: pyproject.toml
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	@python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@python -m pip install --quiet --disable-pip-version-check --editable '.[dev,data]'
 	@# Kernels otherwise warn about TCP at every start of a stage.
 	@mkdir -p .venv/etc/ipython
 	@echo 'c.IPKernelApp.log_level = "ERROR"' > .venv/etc/ipython/ipython_kernel_config.py
@@ -33,7 +35,7 @@ repro: setup  ## run what changed since the last run: erase, attack, evaluate, p
 
 test: setup  ## run the tests, then every notebook with its default parameters
 	@pytest
-	@$(NBVAL) notebooks
+	@$(NBVAL) $(NOTEBOOKS)
 
 bench: setup  ## time the solver against the literal per-layer method
 	@python -m rece.bench
@@ -52,7 +54,6 @@ format: setup  ## fix what lint can fix
 # The stages of the embedded model are frozen, so that `dvc repro` takes their outputs from git. `dvc unfreeze`
 # would rewrite the file and lose its layout and comments.
 data: setup  ## rebuild the embedded model from its images (hours; needs npm)
-	@python -m pip install --quiet --disable-pip-version-check --editable '.[dev,data]'
 	@trap 'mv dvc.yaml.frozen dvc.yaml' EXIT; sed -i.frozen '/^ *frozen: true/d' dvc.yaml; dvc repro pretrain judge
 
 clean:  ## remove results and caches; .venv and DVC's cache stay

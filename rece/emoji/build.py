@@ -1,0 +1,174 @@
+"""The three frozen stages that make Emoji Diffusion: dataset, pretrain, judge. Each resumes where it was stopped."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ..generate import generate as draw
+from ..judge import Judge
+from . import images, text, train, world
+from .world import World
+
+SIDE = 64  # px
+
+
+def dataset(
+    folder: Path,
+    packages: Path | None = None,
+    objects: int | None = None,
+    variants: int = 16,
+    phrases: int = 90_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Make what training reads, in `folder` (about 300 MB); what is there already is kept. Returns the drawings'
+    sources.
+
+    packages: where the icon packages are or are fetched to; by default inside `folder`. objects: only the first so
+    many.
+    bank.npy: (objects, styles, variants, 64, 64, 3) uint8 augmented drawings; phrases.json: the student's reading;
+    teacher.npy, teacher_tokens.npy: the teacher's vectors of the phrases and of the tokens; tokenizer/.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    the_world = world.load(first=objects)
+    packages = images.fetch(Path(packages or folder / "packages"))
+    if not (folder / "bank.npy").exists():
+        np.save(folder / "bank.npy", images.bank(images.render(the_world, packages), SIDE, variants, seed))
+    if not (folder / "teacher_tokens.npy").exists():
+        teacher = text.Teacher()
+        known = {t for t in teacher.tokenizer.get_vocab() if t.isalpha() and t.isascii()}
+        reading = text.phrases(the_world, packages, known, phrases, seed)
+        tables = (the_world.words, the_world.held_out, the_world.distant)
+        words = {part for table in tables for some in table.values() for word in some for part in word.split()}
+        tokenizer = text.build_tokenizer(reading, sorted(words), 8192, folder / "tokenizer")
+        (folder / "phrases.json").write_text(json.dumps(reading))
+        np.save(folder / "teacher.npy", teacher(reading))
+        own = [tokenizer.decode([i]).strip() for i in range(len(tokenizer) - 2)]
+        np.save(folder / "teacher_tokens.npy", teacher(own))
+    return images.manifest(the_world, packages)
+
+
+def text_encoder(folder: Path, checkpoint: Path, minutes: float, seed: int = 0) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    """The tokenizer and the distilled text encoder, trained on a data set `folder` (see `dataset`)."""
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    reading = json.loads((folder / "phrases.json").read_text())
+    vectors = (np.load(folder / "teacher.npy"), np.load(folder / "teacher_tokens.npy"))
+    model, _ = text.distil(tokenizer, reading, *vectors, checkpoint, minutes, seed)
+    return tokenizer, model
+
+
+@torch.no_grad()
+def embed(tokenizer: CLIPTokenizer, model: CLIPTextModel, texts: list[str], batch: int = 256) -> torch.Tensor:
+    """Prompt embeddings (n, positions, d) float16 as the pipeline computes them."""
+    out = []
+    for i in range(0, len(texts), batch):
+        ids = tokenizer(
+            texts[i : i + batch], padding="max_length", truncation=True, max_length=text.POSITIONS, return_tensors="pt"
+        )
+        out.append(model(input_ids=ids.input_ids).last_hidden_state.half())
+    return torch.cat(out)
+
+
+def unet(
+    the_world: World,
+    bank: np.ndarray,
+    tokenizer: CLIPTokenizer,
+    encoder: CLIPTextModel,
+    vae: AutoencoderKL,
+    checkpoint: Path,
+    minutes: float,
+    captions: int = 48,
+    seed: int = 0,
+) -> UNet2DConditionModel:
+    """Train the UNet on the drawings with seeded captions; the VAE must be standardised."""
+    objects, styles, variants = bank.shape[:3]
+    mean, std = train.latents(vae, bank.reshape(-1, *bank.shape[3:]))
+    mean, std = (z.view(objects * styles, variants, *z.shape[1:]) for z in (mean, std))
+    pairs = [(o, s) for o in the_world.objects for s in the_world.styles]
+    drawn = [world.captions(the_world, o, s, captions, seed) for o, s in pairs]
+    texts = sorted({caption for some in drawn for caption in some})
+    place = {caption: i for i, caption in enumerate(texts)}
+    index = torch.tensor([[place[caption] for caption in some] for some in drawn])
+    empty = embed(tokenizer, encoder, [""])[0].float()
+    return train.train_unet(mean, std, embed(tokenizer, encoder, texts), index, empty, checkpoint, minutes, seed)
+
+
+def assemble(tokenizer, encoder, vae, unet, folder: Path) -> StableDiffusionPipeline:
+    """Write the pipeline folder: stock classes, fp16 safetensors."""
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=train.new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    return pipe.to(torch.float32)
+
+
+def pretrain(
+    folder: Path, out: Path, minutes: dict[str, float], objects: int | None = None, seed: int = 0
+) -> StableDiffusionPipeline:
+    """Train text encoder, VAE and UNet for `minutes` each ({"text", "vae", "unet"}) and write the pipeline to `out`.
+
+    folder: what `dataset` made. Checkpoints go there too, so that a stopped run resumes.
+    """
+    folder, out = Path(folder), Path(out)
+    the_world, bank, runs = world.load(first=objects), np.load(folder / "bank.npy"), folder / "checkpoints"
+    pictures = bank.reshape(-1, *bank.shape[3:])
+    tokenizer, encoder = text_encoder(folder, runs / "text.pt", minutes["text"], seed)
+    vae = train.train_vae(pictures, runs / "vae.pt", minutes["vae"], seed)
+    train.standardise(vae, train.latents(vae, pictures[::4])[0])
+    model = unet(the_world, bank, tokenizer, encoder, vae, runs / "unet.pt", minutes["unet"], seed=seed)
+    return assemble(tokenizer, encoder, vae, model, out)
+
+
+def judge(
+    folder: Path, out: Path, minutes: float, held_out: int = 2, objects: int | None = None, seed: int = 0
+) -> Judge:
+    """Train the judge on all but the last `held_out` variants of every drawing and write it to `out`."""
+    the_world, bank = world.load(first=objects), np.load(Path(folder) / "bank.npy")
+    checkpoint = Path(folder) / "checkpoints" / "judge.pt"
+    model = train.train_judge(bank[:, :, :-held_out], the_world.objects, the_world.styles, checkpoint, minutes, seed)
+    model.save(out)
+    return Judge.load(out)
+
+
+def judge_accuracy(judge: Judge, folder: Path, held_out: int = 2, seed: int = 0) -> pd.DataFrame:
+    """The judge on the held-out variants of real drawings, as they are and degraded: object and style accuracy."""
+    bank = np.load(Path(folder) / "bank.npy")[:, :, -held_out:]
+    objects, styles = np.meshgrid(judge.objects, judge.styles, indexing="ij")
+    objects, styles = (np.repeat(labels.ravel(), held_out) for labels in (objects, styles))
+    clean = bank.reshape(-1, *bank.shape[3:])
+    worn = train.degrade(train.to_signed(clean), torch.Generator().manual_seed(seed))
+    worn = ((worn + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    rows = []
+    for name, pictures in (("held-out", clean), ("held-out, degraded", worn)):
+        found_objects, found_styles = judge.labels(pictures)
+        accuracy = {"object": (found_objects == objects).mean(), "style": (found_styles == styles).mean()}
+        rows.append({"images": name, "n": len(pictures), **accuracy})
+    return pd.DataFrame(rows)
+
+
+def quality(pipe: StableDiffusionPipeline, judge: Judge, seed: int = 40000, **generate) -> pd.DataFrame:
+    """The model's plain prompts of all concepts × styles in the judge's eyes: one row per prompt, with `drawn_object`
+    and `drawn_style` beside what was asked for."""
+    the_world = world.load()
+    rows = [
+        {"object": o, "style": s, "prompt": world.prompt(the_world.words[o][0], s)}
+        for o in judge.objects
+        for s in judge.styles
+    ]
+    table = pd.DataFrame(rows)
+    pictures = draw(pipe, list(table.prompt), [seed + i for i in range(len(table))], **generate)
+    objects, styles = judge.labels(pictures)
+    table.attrs["images"] = pictures
+    return table.assign(drawn_object=objects, drawn_style=styles)
