@@ -158,17 +158,20 @@ def judge_accuracy(judge: Judge, folder: Path, held_out: int = 2, seed: int = 0)
     return pd.DataFrame(rows)
 
 
-def quality(pipe: StableDiffusionPipeline, judge: Judge, seed: int = 40000, **generate) -> pd.DataFrame:
-    """The model's plain prompts of all concepts × styles in the judge's eyes: one row per prompt, with `drawn_object`
-    and `drawn_style` beside what was asked for."""
-    the_world = world.load()
+def quality(
+    pipe: StableDiffusionPipeline, judge: Judge, seed: int = 40000, **generate
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """What the model draws for a plain prompt of every object in every style, in the judge's eyes.
+
+    Returns a table (object, style, prompt, drawn_object, drawn_style) and its images, uint8 (n, h, w, 3).
+    """
+    words = world.load().words
     rows = [
-        {"object": o, "style": s, "prompt": world.prompt(the_world.words[o][0], s)}
-        for o in judge.objects
-        for s in judge.styles
+        {"object": obj, "style": style, "prompt": world.prompt(words[obj][0], style)}
+        for obj in judge.objects
+        for style in judge.styles
     ]
     table = pd.DataFrame(rows)
     pictures = draw(pipe, list(table.prompt), [seed + i for i in range(len(table))], **generate)
     objects, styles = judge.labels(pictures)
-    table.attrs["images"] = pictures
-    return table.assign(drawn_object=objects, drawn_style=styles)
+    return table.assign(drawn_object=objects, drawn_style=styles), pictures

@@ -50,11 +50,11 @@ def load(path: Path = WORLD, first: int | None = None) -> World:
         held_out={name: row[2] for name, row in everything.items()},
         distant={name: row[3] for name, row in objects.items()},
     )
-    captioned = {word for words in world.words.values() for word in words}
-    tables = (world.held_out, world.distant)
-    both = captioned & {word for table in tables for words in table.values() for word in words}
-    if both:
-        raise ValueError(f"{path}: held-out words must not occur in captions, but these do: {sorted(both)}")
+    captions = [f" {word} " for words in world.words.values() for word in words]
+    for table in (world.held_out, world.distant):
+        for word in (word for words in table.values() for word in words):
+            if any(f" {word} " in caption for caption in captions):
+                raise ValueError(f"{path}: held-out words must not occur in captions, but {word!r} does")
     return world
 
 
