@@ -1,9 +1,7 @@
 """The eraser: one (d, d) map, where it came from, and the ways to use, combine and store it."""
 
 import json
-import os
 import platform
-import tempfile
 import warnings
 import weakref
 from contextlib import contextmanager
@@ -14,11 +12,10 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rece import solver, textspace
+from rece import files, solver, textspace
 
 SD_TOKEN = 768.0  # squared norm of a Stable Diffusion 1.x token, the scale that the paper's lambdas belong to
 
@@ -110,7 +107,7 @@ class Eraser:
         tensors = {"map": self.map.contiguous()}
         if history:
             tensors |= {f"history.{step:04d}": map.clone() for step, map in enumerate(self.history)}
-        _write(tensors, Path(path), {"format": "pt", "rece": json.dumps(self.provenance)})
+        files.write(tensors, Path(path), {"format": "pt", "rece": json.dumps(self.provenance)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Eraser":
@@ -165,7 +162,7 @@ class Eraser:
             tensors[f"unet.{name}.lora_A.weight"] = V.T.to(dtype, copy=True).contiguous()
             tensors[f"unet.{name}.lora_B.weight"] = (solver.precise(W).cpu() @ U).to(dtype).contiguous()
         note = {"format": "pt", "rece": json.dumps(self.provenance | {"lora_rank": U.shape[1], "lora_loss": loss})}
-        _write(tensors, Path(folder, "pytorch_lora_weights.safetensors"), note)
+        files.write(tensors, Path(folder, "pytorch_lora_weights.safetensors"), note)
         return loss
 
 
@@ -323,16 +320,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:  # run from a checkout that is not installed
             versions[package] = "not installed"
     return versions
-
-
-def _write(tensors: dict[str, Tensor], path: Path, note: dict[str, str]) -> None:
-    """Write beside `path` and rename, so that no half-written file is ever at `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file(tensors, part, metadata=note)
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    finally:
-        Path(part).unlink(missing_ok=True)

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from rece import files
 
 
 class Verdict(NamedTuple):
@@ -71,7 +73,7 @@ class Judge(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in self.state_dict().items()}
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        files.write(weights, folder / "model.safetensors", {"format": "pt"})
         (folder / "labels.json").write_text(
             json.dumps({"objects": self.objects, "styles": self.styles}, indent=1) + "\n"
         )

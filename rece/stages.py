@@ -12,12 +12,12 @@ import pandas as pd
 import torch
 from diffusers import DiffusionPipeline
 
-from . import attacks, methods, metrics, study
-from .attacks import Attempts
-from .emoji.world import World
-from .eraser import Eraser
-from .generate import generate as draw
-from .judge import Judge
+from rece import attacks, methods, metrics, study
+from rece.attacks import Attempts
+from rece.emoji.world import World
+from rece.eraser import Eraser
+from rece.generate import generate as draw
+from rece.judge import Judge
 
 ORIGINAL = "original"
 

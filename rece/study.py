@@ -8,9 +8,9 @@ import torch
 import yaml
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
-from .emoji import world as worlds
-from .emoji.world import World
-from .judge import Judge
+from rece.emoji import world as worlds
+from rece.emoji.world import World
+from rece.judge import Judge
 
 KINDS = ("object", "style", "category", "joint")
 CONCEPT_KEYS = {"kind", "erase", "target"}

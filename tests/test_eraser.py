@@ -318,7 +318,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_half_one(tmp_path, monkey
             half.write(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("rece.eraser.save_file", full_disk)
+    monkeypatch.setattr("rece.files.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         random_eraser(n=2).save(path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["eraser.safetensors"]

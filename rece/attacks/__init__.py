@@ -11,9 +11,7 @@ attack(victim, prompts, seeds, *, original, concept, **budget) -> Attempts
 
 import inspect
 import json
-import os
 import re
-import tempfile
 import time
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -23,8 +21,9 @@ from random import Random
 
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from rece import files
 
 
 @dataclass
@@ -60,18 +59,9 @@ class Attempts:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file (embeds as a tensor, the rest as JSON in the metadata), whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         rest = {name: value for name, value in vars(self).items() if name != "embeds"}
         tensors = {} if self.embeds is None else {"embeds": self.embeds.detach().cpu().contiguous()}
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            save_file(tensors, part, metadata={"format": "pt", "attempts": json.dumps(rest)})
-            os.chmod(part, 0o644)
-            os.replace(part, path)
-        finally:
-            Path(part).unlink(missing_ok=True)
+        files.write(tensors, path, {"format": "pt", "attempts": json.dumps(rest)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Attempts":

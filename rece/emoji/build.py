@@ -9,10 +9,10 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..generate import generate as draw
-from ..judge import Judge
-from . import images, text, train, world
-from .world import World
+from rece.emoji import images, text, train, world
+from rece.emoji.world import World
+from rece.generate import generate as draw
+from rece.judge import Judge
 
 SIDE = 64  # px
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .world import World
+from rece.emoji.world import World
 
 PACKAGES = {
     "noto": "@iconify-json/noto@1.2.9",

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from . import world as worlds
-from .train import Run, trapezoid
-from .world import BARE, STYLED, World, article
+from rece.emoji import world as worlds
+from rece.emoji.train import Run, trapezoid
+from rece.emoji.world import BARE, STYLED, World, article
 
 POSITIONS = 32
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
