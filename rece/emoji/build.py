@@ -111,6 +111,9 @@ def assemble(tokenizer, encoder, vae, unet, folder: Path) -> StableDiffusionPipe
         requires_safety_checker=False,
     )
     pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    # transformers loads a model in the dtype its config names, diffusers in float32: one pipeline needs one dtype
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     return pipe.to(torch.float32)
 
 
