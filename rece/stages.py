@@ -153,8 +153,8 @@ def tradeoff(
     others = study.others(world, concept, sweep["preserve_n"], sweep["seed"])
     rows, start = [], None
     for lamb in sweep["lamb"]:
-        numbers = settings | {"lamb": lamb, "rounds": max(sweep["rounds"])}
-        history = methods.run("rece", pipe, concept["erase"], target=concept["target"], **numbers).history
+        numbers = study.numbers(concept, "rece", settings) | {"lamb": lamb, "rounds": max(sweep["rounds"])}
+        history = methods.run("rece", pipe, concept["erase"], **numbers).history
         for rounds in sweep["rounds"]:
             if rounds == 0 and start is not None:
                 rows.append({"lamb": lamb, **start})

@@ -34,7 +34,9 @@ def params(path: Path | None = None) -> dict:
         if name not in tree["concept"]:
             raise ValueError(f"{path.name}: concepts lists {name!r}, but concept has no section {name!r}")
     for name, section in tree["concept"].items():
-        check(section, {key: None for key in CONCEPT_KEYS}, f"{path.name}: concept.{name}")
+        check(
+            section, {key: None for key in CONCEPT_KEYS | ({"numbers"} & set(section))}, f"{path.name}: concept.{name}"
+        )
         if section["kind"] not in KINDS:
             raise ValueError(
                 f"{path.name}: concept.{name}.kind must be one of {', '.join(KINDS)}, not {section['kind']!r}"
@@ -77,6 +79,11 @@ def load(model: str, **options) -> DiffusionPipeline:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def numbers(concept: dict, method: str, settings: dict) -> dict:
+    """What a method gets for a concept: the target, the method's settings, and the concept's own over them."""
+    return {"target": concept["target"], **settings, **concept.get("numbers", {}).get(method, {})}
 
 
 def members(world: World, concept: dict) -> list[str]:

@@ -86,6 +86,12 @@ def test_reported_prompts_share_no_seed_with_one_another():
     assert all(start + n <= following for (start, n), (following, _) in zip(spans, spans[1:], strict=False))
 
 
+def test_a_concepts_own_numbers_win_over_the_methods():
+    spec = {"kind": "object", "erase": ["dog"], "target": "cat", "numbers": {"rece": {"rounds": 2}}}
+    assert study.numbers(spec, "rece", {"rounds": 3, "lamb": 1.0}) == {"target": "cat", "rounds": 2, "lamb": 1.0}
+    assert study.numbers(spec, "uce", {"lamb": 1.0}) == {"target": "cat", "lamb": 1.0}
+
+
 def test_an_unknown_concept_is_refused():
     with pytest.raises(ValueError, match="'pegasi' is no concept"):
         study.cases(WORLD, {"kind": "object", "erase": ["pegasi"], "target": " "}, 3, 0)
