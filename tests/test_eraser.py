@@ -1,6 +1,7 @@
 """The eraser on tiny pipelines: the literal algorithm as oracle, its three uses, undo, files and bad input."""
 
 import json
+import io
 import os
 
 import literal
@@ -313,12 +314,12 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_half_one(tmp_path, monkey
     random_eraser().save(path)
     before = path.read_bytes()
 
-    def full_disk(tensors, file, metadata):
-        with open(file, "wb") as half:
-            half.write(b"half")
-        raise OSError("No space left on device")
+    class FullDisk(io.FileIO):
+        def write(self, data):
+            super().write(data[:4])
+            raise OSError("No space left on device")
 
-    monkeypatch.setattr("rece.files.save_file", full_disk)
+    monkeypatch.setattr("rece.files.os.fdopen", FullDisk)
     with pytest.raises(OSError, match="No space left"):
         random_eraser(n=2).save(path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["eraser.safetensors"]
@@ -426,3 +427,10 @@ def test_broken_text_encoder_and_broken_maps(pipe, tmp_path):
     pipe.text_encoder.final_layer_norm.weight.data[0] = torch.inf
     with pytest.raises(ValueError, match="text encoder returns values that are not finite"):
         rece.erase(pipe, "dog")
+
+
+def test_the_same_eraser_is_the_same_file(pipe, tmp_path):
+    eraser = rece.erase(pipe, "a dog", rounds=1)
+    for n in range(4):
+        eraser.save(tmp_path / f"{n}.safetensors")
+    assert len({(tmp_path / f"{n}.safetensors").read_bytes() for n in range(4)}) == 1
