@@ -1,7 +1,7 @@
 """The eraser on tiny pipelines: the literal algorithm as oracle, its three uses, undo, files and bad input."""
 
-import json
 import io
+import json
 import os
 
 import literal
