@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 
 def generate(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from rece import solver
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from rece.attacks import Attempts
 from rece.generate import generate
