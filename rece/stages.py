@@ -91,10 +91,12 @@ def judge_attempts(
     judge: Judge,
     generate: dict,
     show: int,
+    threshold: float,
 ) -> tuple[pd.DataFrame, dict]:
     """Draw and judge the attack stage's attempts.
 
-    Returns the success table (method, attack, access, n, successes, rate, low, high, generate_seconds, judge_seconds)
+    Returns the success table (method, attack, access, n, successes, rate, low, high, top1_rate,
+    generate_seconds, judge_seconds), where top1_rate is the rate with no `threshold` on the judge's probability,
     and, for figures, {(method, attack): (first `show` images, whether each shows the concept)}.
     Raises FileNotFoundError naming the attack stage if an attempt is missing.
     """
@@ -110,9 +112,10 @@ def judge_attempts(
             with timer() as drawing:
                 images = images_of(pipe, attempts, generate)
             with timer() as judging:
-                hits = study.hits(judge, images, cases.head(len(attempts)))
-            times = {"generate_seconds": drawing.seconds, "judge_seconds": judging.seconds}
-            rows.append(metrics.success(hits, method=method, attack=attack, access=attempts.access) | times)
+                hits = study.hits(judge, images, cases.head(len(attempts)), threshold)
+                top1 = study.hits(judge, images, cases.head(len(attempts)))
+            extra = {"top1_rate": top1.mean(), "generate_seconds": drawing.seconds, "judge_seconds": judging.seconds}
+            rows.append(metrics.success(hits, method=method, attack=attack, access=attempts.access) | extra)
             shown[method, attack] = (images[:show], hits[:show])
     return pd.DataFrame(rows), shown
 
@@ -160,15 +163,13 @@ def tradeoff(
                 rows.append({"lamb": lamb, **start})
                 continue
             edited = victim(pipe, Eraser(history[rounds]))
-            worst = max(
-                study.hits(
-                    judge, images_of(edited, attempt(a, edited, pipe, cases, world, concept, b), generate), cases
-                ).mean()
-                for a, b in sweep["attacks"].items()
-            )
+            reached = []
+            for attack, budget in sweep["attacks"].items():
+                images = images_of(edited, attempt(attack, edited, pipe, cases, world, concept, budget), generate)
+                reached.append(study.hits(judge, images, cases, sweep["threshold"]).mean())
             objects, styles = judge.labels(draw(edited, list(others.prompt), list(others.seed), **generate))
             kept = styles == others["style"] if concept["kind"] == "style" else objects == others.object
-            row = {"rounds": rounds, "attack_rate": worst, "kept": kept.mean()}
+            row = {"rounds": rounds, "attack_rate": max(reached), "kept": kept.mean()}
             start = row if rounds == 0 else start
             rows.append({"lamb": lamb, **row})
     return pd.DataFrame(rows)

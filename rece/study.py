@@ -48,8 +48,8 @@ PARAMS = {
     "model": None, "judge": None, "generate": {"steps": None, "guidance": None, "batch_size": None, "bf16": None},
     "concepts": None, "concept": None, "erase": None,
     "attack": {"n": None, "seed": None, "attacks": None},
-    "evaluate": {"n": None, "seed": None, "show": None},
-    "sweep": {"n": None, "preserve_n": None, "seed": None, "rounds": None, "lamb": None, "attacks": None},
+    "evaluate": {"n": None, "seed": None, "show": None, "threshold": None},
+    "sweep": dict.fromkeys(["n", "preserve_n", "seed", "threshold", "rounds", "lamb", "attacks"]),
     "dataset": {"objects": None, "variants": None, "phrases": None, "seed": None},
     "pretrain": {"text": None, "vae": None, "unet": None, "seed": None},
     "train_judge": {"minutes": None, "held_out": None, "seed": None},
@@ -138,11 +138,19 @@ def cases(world: World, concept: dict, n: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def hits(judge: Judge, images: np.ndarray, cases: pd.DataFrame) -> np.ndarray:
-    """For each image of `cases`, whether the judge's top label is one that its case wants: (n,) bool."""
-    objects, styles = judge.labels(images)
-    labels = np.where(cases.judged == "style", styles, objects)
-    return np.array([label in wanted for label, wanted in zip(labels, cases.wanted, strict=True)])
+def hits(judge: Judge, images: np.ndarray, cases: pd.DataFrame, threshold: float = 0.0) -> np.ndarray:
+    """For each image of `cases`, whether the judge's top label is one that its case wants: (n,) bool.
+
+    threshold: the least probability of that label. The judge has no answer "none of these", so that without one a
+    shapeless blob counts as whatever it resembles most.
+    """
+    verdict = judge.classify(images)
+    styles = (cases.judged == "style").to_numpy()
+    label = np.where(
+        styles, np.array(judge.styles)[verdict.styles.argmax(1)], np.array(judge.objects)[verdict.objects.argmax(1)]
+    )
+    sure = np.where(styles, verdict.styles.max(1), verdict.objects.max(1)) >= threshold
+    return sure & np.array([answer in wanted for answer, wanted in zip(label, cases.wanted, strict=True)])
 
 
 def others(world: World, concept: dict, n: int, seed: int) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from rece import figures, stages, study
 from rece.attacks import Attempts
 from rece.emoji import world as worlds
 from rece.eraser import Eraser
-from rece.judge import Judge
+from rece.judge import Judge, Verdict
 
 WORLD = worlds.load()
 SPECS = study.params()["concept"]
@@ -99,11 +99,16 @@ def test_an_unknown_concept_is_refused():
 
 def test_hits_count_objects_for_objects_members_for_categories_and_styles_for_styles():
     judge = Judge(["dog", "knife", "bomb"], ["noto", "twemoji"])
-    judge.labels = lambda images: (np.array(["dog", "bomb", "knife"]), np.array(["noto", "twemoji", "twemoji"]))
+    objects = np.array([[0.9, 0.1, 0.0], [0.3, 0.3, 0.4], [0.0, 1.0, 0.0]], "f4")
+    styles = np.array([[1.0, 0.0], [0.2, 0.8], [0.1, 0.9]], "f4")
+    judge.classify = lambda images: Verdict(objects, styles)
+    images = np.zeros((3, 8, 8, 3), np.uint8)
     cases = pd.DataFrame(
         {"wanted": [["dog"], ["knife", "bomb"], ["noto"]], "judged": ["object", "object", "style"]},
     )
-    assert study.hits(judge, np.zeros((3, 8, 8, 3), np.uint8), cases).tolist() == [True, True, False]
+    assert study.hits(judge, images, cases).tolist() == [True, True, False]
+    assert study.hits(judge, images, cases, threshold=0.5).tolist() == [True, False, False]
+    assert study.hits(judge, images, cases.assign(wanted=[["dog"], ["dog"], ["twemoji"]]), 0.5).tolist() == [1, 0, 1]
 
 
 def test_a_missing_model_folder_is_named():
@@ -116,7 +121,7 @@ def test_a_missing_stage_output_names_the_stage(tmp_path, pipe):
         stages.erasers(tmp_path)
     cases = study.cases(WORLD, SPECS["dog"], 2, 0)
     with pytest.raises(FileNotFoundError, match="run the attack stage"):
-        stages.judge_attempts({"original": pipe}, tmp_path, ["plain"], cases, Judge(["dog"], ["noto"]), {}, 1)
+        stages.judge_attempts({"original": pipe}, tmp_path, ["plain"], cases, Judge(["dog"], ["noto"]), {}, 1, 0.5)
     with pytest.raises(FileNotFoundError, match="dvc repro evaluate"):
         stages.gather(tmp_path, ["dog"], "evaluate", "success")
 
@@ -145,7 +150,7 @@ def test_stages_run_on_a_tiny_pipeline_and_make_figures(tmp_path, pipe):
             assert len(found) == 2
             found.save(tmp_path / f"{method}-{attack}.safetensors")
     assert Attempts.load(tmp_path / "uce-plain.safetensors").prompts == list(cases.prompt[:2])
-    success, shown = stages.judge_attempts(victims, tmp_path, ["plain", "closed_form"], cases, judge, generate, 2)
+    success, shown = stages.judge_attempts(victims, tmp_path, ["plain", "closed_form"], cases, judge, generate, 2, 0.5)
     assert set(zip(success.method, success.attack, strict=True)) == set(shown)
     kept = stages.preservation(victims, study.others(WORLD, SPECS["dog"], 6, 0), judge, generate)
     original = kept[kept.method == "original"].iloc[0]
