@@ -30,11 +30,8 @@ def timer():
     result.seconds = time.perf_counter() - start
 
 
-def victim(pipe: DiffusionPipeline, eraser: Eraser | None) -> DiffusionPipeline:
-    """A pipeline with the eraser fused into a copy of the UNet; everything else is shared. None: the pipeline
-    itself."""
-    if eraser is None:
-        return pipe
+def victim(pipe: DiffusionPipeline, eraser: Eraser) -> DiffusionPipeline:
+    """A pipeline with the eraser fused into a copy of the UNet; everything else is shared."""
     edited = type(pipe)(**{**pipe.components, "unet": copy.deepcopy(pipe.unet)}, requires_safety_checker=False)
     edited.set_progress_bar_config(disable=True)
     return eraser.apply(edited)
@@ -112,8 +109,8 @@ def judge_attempts(
             with timer() as drawing:
                 images = images_of(pipe, attempts, generate)
             with timer() as judging:
-                hits = study.hits(judge, images, cases.head(len(attempts)), threshold)
-                top1 = study.hits(judge, images, cases.head(len(attempts)))
+                verdict = judge.classify(images)
+            hits, top1 = (study.hits(judge, verdict, cases.head(len(attempts)), least) for least in (threshold, 0.0))
             extra = {"top1_rate": top1.mean(), "generate_seconds": drawing.seconds, "judge_seconds": judging.seconds}
             rows.append(metrics.success(hits, method=method, attack=attack, access=attempts.access) | extra)
             shown[method, attack] = (images[:show], hits[:show])
@@ -166,7 +163,7 @@ def tradeoff(
             reached = []
             for attack, budget in sweep["attacks"].items():
                 images = images_of(edited, attempt(attack, edited, pipe, cases, world, concept, budget), generate)
-                reached.append(study.hits(judge, images, cases, sweep["threshold"]).mean())
+                reached.append(study.hits(judge, judge.classify(images), cases, sweep["threshold"]).mean())
             objects, styles = judge.labels(draw(edited, list(others.prompt), list(others.seed), **generate))
             kept = styles == others["style"] if concept["kind"] == "style" else objects == others.object
             row = {"rounds": rounds, "attack_rate": max(reached), "kept": kept.mean()}

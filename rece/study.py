@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
 from rece.emoji import world as worlds
 from rece.emoji.world import World
-from rece.judge import Judge
+from rece.judge import Judge, Verdict
 
 KINDS = ("object", "style", "category", "joint")
 CONCEPT_KEYS = {"kind", "erase", "target"}
@@ -34,9 +34,8 @@ def params(path: Path | None = None) -> dict:
         if name not in tree["concept"]:
             raise ValueError(f"{path.name}: concepts lists {name!r}, but concept has no section {name!r}")
     for name, section in tree["concept"].items():
-        check(
-            section, {key: None for key in CONCEPT_KEYS | ({"numbers"} & set(section))}, f"{path.name}: concept.{name}"
-        )
+        optional = {"numbers"} & set(section)
+        check(section, dict.fromkeys(CONCEPT_KEYS | optional), f"{path.name}: concept.{name}")
         if section["kind"] not in KINDS:
             raise ValueError(
                 f"{path.name}: concept.{name}.kind must be one of {', '.join(KINDS)}, not {section['kind']!r}"
@@ -138,13 +137,12 @@ def cases(world: World, concept: dict, n: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def hits(judge: Judge, images: np.ndarray, cases: pd.DataFrame, threshold: float = 0.0) -> np.ndarray:
-    """For each image of `cases`, whether the judge's top label is one that its case wants: (n,) bool.
+def hits(judge: Judge, verdict: Verdict, cases: pd.DataFrame, threshold: float = 0.0) -> np.ndarray:
+    """For each judged image of `cases`, whether the judge's top label is one that its case wants: (n,) bool.
 
     threshold: the least probability of that label. The judge has no answer "none of these", so that without one a
     shapeless blob counts as whatever it resembles most.
     """
-    verdict = judge.classify(images)
     styles = (cases.judged == "style").to_numpy()
     label = np.where(
         styles, np.array(judge.styles)[verdict.styles.argmax(1)], np.array(judge.objects)[verdict.objects.argmax(1)]

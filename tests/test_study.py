@@ -101,14 +101,13 @@ def test_hits_count_objects_for_objects_members_for_categories_and_styles_for_st
     judge = Judge(["dog", "knife", "bomb"], ["noto", "twemoji"])
     objects = np.array([[0.9, 0.1, 0.0], [0.3, 0.3, 0.4], [0.0, 1.0, 0.0]], "f4")
     styles = np.array([[1.0, 0.0], [0.2, 0.8], [0.1, 0.9]], "f4")
-    judge.classify = lambda images: Verdict(objects, styles)
-    images = np.zeros((3, 8, 8, 3), np.uint8)
+    verdict = Verdict(objects, styles)
     cases = pd.DataFrame(
         {"wanted": [["dog"], ["knife", "bomb"], ["noto"]], "judged": ["object", "object", "style"]},
     )
-    assert study.hits(judge, images, cases).tolist() == [True, True, False]
-    assert study.hits(judge, images, cases, threshold=0.5).tolist() == [True, False, False]
-    assert study.hits(judge, images, cases.assign(wanted=[["dog"], ["dog"], ["twemoji"]]), 0.5).tolist() == [1, 0, 1]
+    assert study.hits(judge, verdict, cases).tolist() == [True, True, False]
+    assert study.hits(judge, verdict, cases, threshold=0.5).tolist() == [True, False, False]
+    assert study.hits(judge, verdict, cases.assign(wanted=[["dog"], ["dog"], ["twemoji"]]), 0.5).tolist() == [1, 0, 1]
 
 
 def test_a_missing_model_folder_is_named():
