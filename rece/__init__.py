@@ -1,5 +1,6 @@
 """Erase concepts from text-to-image models in closed form: RECE and UCE as one small matrix."""
 
+from rece.certificate import Certificate, certify
 from rece.eraser import Eraser, erase
 
-__all__ = ["Eraser", "erase"]
+__all__ = ["Certificate", "Eraser", "certify", "erase"]

@@ -15,9 +15,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from rece import files, solver, textspace
+from rece import files, reach, solver, textspace
 
 SD_TOKEN = 768.0  # squared norm of a Stable Diffusion 1.x token, the scale that the paper's lambdas belong to
+MAX_ROUNDS = 20  # of rounds="auto"
+LEAST_RISE = 0.01  # of the certified distance, relative, that counts as one for rounds="auto"
+PATIENCE = 2  # rounds without such a rise that end rounds="auto"
 
 
 class Eraser:
@@ -172,7 +175,8 @@ def erase(
     *,
     target: str | list[str] = " ",
     preserve: list[str] | None = None,
-    rounds: int = 3,
+    rounds: int | str = 3,
+    anchored: bool = False,
     lamb: float = 0.1,
     erase_scale: float = 1.0,
     preserve_scale: float = 0.1,
@@ -183,6 +187,7 @@ def erase(
     uce_preserve_scale: float = 1.0,
     preserve_uce: list[str] | None = None,
     preserve_rounds: list[str] | None = None,
+    others: list[str] | None = None,
     relative: bool = False,
     progress: bool = True,
 ) -> Eraser:
@@ -191,13 +196,19 @@ def erase(
     The defaults are the paper's nudity setting. The UCE start matches, for each concept, the tokens from its last
     word on with those of its target, trimmed to equal length. Each round then derives, for every token row of every
     concept, the embedding that brings the concept back, and maps all of them jointly to all rows of the targets.
-    Rounds edit the edited weights.
+    Published rounds edit the edited weights.
 
     concept: one text or several, erased jointly. target: one text for all of them, or one each.
     preserve: texts to keep. They are added to [""] in the UCE start and, in the rounds, replace [" "] once per
         concept by ["", *preserve], as the official scripts do. preserve_uce and preserve_rounds set either list
         outright.
-    rounds: 0 is plain UCE.
+    rounds: 0 is plain UCE. "auto" stops by certificate, asking no label and no prompt: after the first step at which
+        no prompt's token can come as close to any concept's word token as the nearest of `others` already is, or else
+        with the last round that raised the least certified distance by 1 % before two in a row did not, or after
+        MAX_ROUNDS.
+    anchored: solve every round again from the original weights, with the UCE start's rows and all derived rows so far,
+        where the published form edits the edited weights and constrains the newest rows only (ours).
+    others: innocent concepts that rounds="auto" compares with; they do not enter the edit (`preserve` does).
     lamb, erase_scale, preserve_scale: of each round's edit. uce_lamb, uce_erase_scale, uce_preserve_scale: of the UCE
         start (its script lowers uce_preserve_scale to max(0.1, 1 / n) where n texts are preserved; here it is what
         you give).
@@ -228,8 +239,13 @@ def erase(
     for_rounds = [" "] * len(concepts) if preserve is None else ["", *preserve]
     if preserve_rounds is not None:
         for_rounds = _texts(preserve_rounds, "preserve_rounds")
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
-        raise ValueError(f"rounds must be a whole number, 0 or more, not {rounds!r}")
+    auto = rounds == "auto"
+    if not auto and (isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0):
+        raise ValueError(f'rounds must be a whole number, 0 or more, or "auto", not {rounds!r}')
+    if others is not None:
+        others = _texts(others, "others")
+        if not auto:
+            raise ValueError('others is read by rounds="auto" alone: leave it out, or set rounds')
     if reg not in solver.REGULARISERS:
         raise ValueError(f"reg must be one of {', '.join(solver.REGULARISERS)}, not {reg!r}")
     for name in ("lamb", "erase_scale", "derive_lamb", "uce_lamb", "uce_erase_scale"):
@@ -239,7 +255,9 @@ def erase(
     if textspace.fused(pipe) is not None:
         raise ValueError("the pipeline carries an eraser: remove it before computing another one")
 
-    steps = tqdm(total=3 + rounds, desc="erase", delay=1, leave=False, disable=not progress)
+    norm = textspace.final_norm(pipe) if auto else None
+    limit = MAX_ROUNDS if auto else rounds
+    steps = tqdm(total=3 + limit, desc="erase", delay=1, leave=False, disable=not progress)
     G = textspace.gram(pipe)
     steps.update()
     texts = list(dict.fromkeys([*concepts, *targets]))
@@ -253,10 +271,12 @@ def erase(
         textspace.slices(textspace.last_word(pipe, c), textspace.last_word(pipe, t), C.shape[1])
         for c, t in zip(concepts, targets, strict=True)
     ]
+    K_start = torch.cat([C[n, cut] for n, (cut, _) in enumerate(cuts)])
+    T_start = torch.cat([T[n, cut] for n, (_, cut) in enumerate(cuts)])
     with _remedy("uce_lamb"):
         M = solver.edit_map(
-            torch.cat([C[n, cut] for n, (cut, _) in enumerate(cuts)]),
-            torch.cat([T[n, cut] for n, (_, cut) in enumerate(cuts)]),
+            K_start,
+            T_start,
             P_start,
             lamb=uce_lamb * scale,
             erase_scale=uce_erase_scale,
@@ -264,15 +284,36 @@ def erase(
         )
     history = [M]
     steps.update()
+    if auto:
+        words = torch.stack([C[n, cut.start] for n, (cut, _) in enumerate(cuts)])
+        enough = _nearest(pipe, G, words, [text for text in others or [] if text not in concepts])
+        (most, done), best = _certified(M, G, words, norm, enough), 0
     C, T = C.flatten(0, 1), T.flatten(0, 1)
-    for _ in range(rounds):
+    K_all, T_all = [K_start], [T_start]
+    while len(history) <= limit and not (auto and done):
         with _remedy("derive_lamb"):
             derived = solver.derive(M, G, C, lamb=derive_lamb / scale, reg=reg, target=T)
-        M = M @ solver.edit_map(
-            derived, T, P_rounds, lamb=lamb * scale, erase_scale=erase_scale, preserve_scale=preserve_scale
+        K_all, T_all = ([*K_all, derived], [*T_all, T]) if anchored else ([derived], [T])
+        edit = solver.edit_map(
+            torch.cat(K_all),
+            torch.cat(T_all),
+            P_rounds,
+            lamb=lamb * scale,
+            erase_scale=erase_scale,
+            preserve_scale=preserve_scale,
         )
+        M = edit if anchored else M @ edit
         history.append(M)
         steps.update()
+        if auto:
+            reached, done = _certified(M, G, words, norm, enough)
+            if done or reached >= most * (1 + LEAST_RISE):
+                most, best = reached, len(history) - 1
+            elif len(history) - 1 >= best + PATIENCE:
+                break
+    if auto:
+        history = history[: best + 1]
+        M = history[-1]
     steps.close()
 
     settings |= {"target": targets, "preserve_uce": for_start, "preserve_rounds": for_rounds}
@@ -282,12 +323,28 @@ def erase(
         "text_encoders": textspace.encoders(pipe),
         "concepts": concepts,
         **settings,
+        "rounds_run": len(history) - 1,
         "token_scale": scale,
         "versions": _versions(),
     }
     eraser = Eraser(M, provenance, history)
     eraser._pipe = weakref.ref(pipe)
     return eraser
+
+
+def _certified(M: Tensor, G: Tensor, words: Tensor, norm: tuple, enough: Tensor) -> tuple[float, bool]:
+    """The least certified distance of the word tokens (n, d), and whether each one's has reached `enough` (n,)."""
+    distance, _ = reach.bound(M, G, words, *norm[:2], eps=norm[2])
+    return distance.min().item(), bool((distance >= enough).all())
+
+
+def _nearest(pipe: DiffusionPipeline, G: Tensor, words: Tensor, others: list[str]) -> Tensor:
+    """The distance from each word token (n, d) to the nearest word token of `others`; infinite if there are none."""
+    if not others:
+        return torch.full((len(words),), torch.inf, dtype=words.dtype, device=words.device)
+    E = textspace.encode(pipe, others)
+    tokens = E[torch.arange(len(others)), [textspace.last_word(pipe, text) for text in others]]
+    return reach.norm(words[:, None] - tokens, G).min(1).values
 
 
 def _texts(value: str | list[str], name: str) -> list[str]:

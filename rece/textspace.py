@@ -142,6 +142,28 @@ def slices(concept_index: int, target_index: int, positions: int) -> tuple[slice
     return slice(concept_index, concept_index + length), slice(target_index, target_index + length)
 
 
+def final_norm(pipe: DiffusionPipeline) -> tuple[Tensor, Tensor, float]:
+    """gamma, beta (both (d,) float64) and eps of the LayerNorm that every prompt token leaves the encoder by.
+
+    Raises TypeError if the pipeline's prompt embedding is not the output of one such norm.
+    """
+    encoder = getattr(pipe, "text_encoder", None)
+    norms = [
+        module
+        for name, module in (encoder.named_modules() if encoder is not None else ())
+        if name.split(".")[-1] == "final_layer_norm" and isinstance(module, torch.nn.LayerNorm)
+    ]
+    kind = f"{type(pipe).__name__} with {', '.join(encoders(pipe)) or 'no text encoder'}"
+    remedy = "certificates need a pipeline like Stable Diffusion 1.x or 2.x"
+    if getattr(pipe, "text_encoder_2", None) is not None or len(norms) != 1:
+        raise TypeError(f"the prompt embedding of {kind} does not leave one final LayerNorm: {remedy}")
+    gamma, beta = (solver.precise(part) for part in (norms[0].weight, norms[0].bias))
+    x = (encode(pipe, [""])[0].to(gamma.device) - beta) / gamma
+    if not (x.mean(-1).abs().max() < 1e-2 and x.square().mean(-1).max() < 1.01):
+        raise TypeError(f"the prompt embedding of {kind} is not the output of its final LayerNorm: {remedy}")
+    return gamma, beta, norms[0].eps
+
+
 @torch.no_grad()
 def fuse(pipe: DiffusionPipeline, M: Tensor) -> None:
     """Replace every W by W M in the weight's own dtype and device (half types are computed in float32), in place.
