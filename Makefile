@@ -11,7 +11,7 @@ export TRANSFORMERS_VERBOSITY := error
 repro data bench lab: export PYTHONWARNINGS := ignore
 
 # In the order of the pipeline: with default parameters each reads what the one before it wrote.
-NOTEBOOKS := $(patsubst %,notebooks/%.ipynb,dataset pretrain judge erase attack evaluate sweep plot closed_form)
+NOTEBOOKS := $(patsubst %,notebooks/%.ipynb,dataset pretrain judge control erase attack evaluate sweep plot closed_form red_team)
 NBVAL := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-kernel-startup-timeout 120
 
 .PHONY: help setup repro test bench lab lint format data clean
@@ -37,8 +37,9 @@ test: setup  ## run the tests, then every notebook with its default parameters
 	@pytest
 	@$(NBVAL) $(NOTEBOOKS)
 
-bench: setup  ## time the solver against the literal per-layer method
+bench: setup  ## time solver, certificate and attacks against their literal forms
 	@python -m rece.bench
+	@python -m rece.bench_redteam
 
 lab: setup  ## open the notebooks
 	@jupyter lab notebooks
@@ -54,7 +55,7 @@ format: setup  ## fix what lint can fix
 # The stages of the embedded model are frozen, so that `dvc repro` takes their outputs from git. `dvc unfreeze`
 # would rewrite the file and lose its layout and comments.
 data: setup  ## rebuild the embedded model from its images (hours; needs npm)
-	@trap 'mv dvc.yaml.frozen dvc.yaml' EXIT; sed -i.frozen '/^ *frozen: true/d' dvc.yaml; dvc repro pretrain judge
+	@trap 'mv dvc.yaml.frozen dvc.yaml' EXIT; sed -i.frozen '/^ *frozen: true/d' dvc.yaml; dvc repro pretrain judge control
 
 clean:  ## remove results and caches; .venv and DVC's cache stay
 	@rm -rf dvc_plots .hypothesis .pytest_cache .ruff_cache

@@ -9,16 +9,26 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-METHODS = {"original": "original", "uce": "UCE", "rece": "RECE"}
+METHODS = {"original": "original", "uce": "UCE", "rece": "RECE", "anchored": "anchored", "control": "never saw it"}
 ATTACKS = {
     "plain": "plain prompt",
     "synonym": "synonym",
     "paraphrase": "held-out word",
-    "unlearndiff": "optimised tokens\n(UnlearnDiffAtk)",
-    "concept_vector": "concept vector\n(embedding)",
-    "closed_form": "closed form c′\n(embedding)",
+    "misspelling": "misspelling",
+    "homoglyph": "homoglyph",
+    "ring_a_bell": "Ring-A-Bell",
+    "mma": "MMA",
+    "p4d_n": "P4D-N",
+    "p4d_k": "P4D-K",
+    "unlearndiff": "UnlearnDiffAtk",
+    "concept_vector": "concept vector*",
+    "inversion_word": "inversion (word)*",
+    "inversion_rows": "inversion (rows)*",
+    "reachable": "nearest reachable*",
+    "closed_form": "closed form c′*",
 }
-COLOURS = dict(zip(METHODS, sns.color_palette("colorblind", 8)[:3], strict=True))
+KINDS = {"object": "single objects", "style": "styles", "category": "category", "joint": "five objects jointly"}
+COLOURS = dict(zip(METHODS, [sns.color_palette("colorblind")[n] for n in (0, 1, 2, 4, 7)], strict=True))
 
 
 def label(name: str, table: dict[str, str] = ATTACKS) -> str:
@@ -40,11 +50,12 @@ def colour(method: str):
 def grid(images: dict[str, dict[str, np.ndarray]], hits: dict[str, dict[str, np.ndarray]], title: str) -> Figure:
     """Rows are methods, column groups are attacks, and the images of a group share prompts and seeds over the rows.
 
-    images[method][attack]: (k, h, w, 3) uint8; hits: whether the judge still sees the concept, (k,) bool (red frame).
+    images[method][attack]: (k, h, w, 3) uint8, or missing; hits: whether the judge still sees the concept, (k,) bool
+    (red frame).
     """
     methods = order(images, METHODS)
-    attacks = order(images[methods[0]], ATTACKS)
-    k = len(images[methods[0]][attacks[0]])
+    attacks = order((attack for some in images.values() for attack in some), ATTACKS)
+    k = len(next(iter(images[methods[0]].values())))
     fig, axes = plt.subplots(
         len(methods),
         len(attacks) * k,
@@ -55,6 +66,10 @@ def grid(images: dict[str, dict[str, np.ndarray]], hits: dict[str, dict[str, np.
         for j, attack in enumerate(attacks):
             for n in range(k):
                 ax = axes[i, j * k + n]
+                if attack not in images[method]:
+                    ax.set(xticks=[], yticks=[])
+                    ax.spines[:].set_visible(False)
+                    continue
                 ax.imshow(images[method][attack][n], interpolation="bilinear")
                 ax.set(xticks=[], yticks=[])
                 found = bool(hits[method][attack][n])
@@ -75,81 +90,184 @@ def grid(images: dict[str, dict[str, np.ndarray]], hits: dict[str, dict[str, np.
     return fig
 
 
-def rates(table: pd.DataFrame) -> Figure:
-    """Attack success rate by attack and method with Wilson intervals, one panel per concept.
+def rows(images: dict[str, np.ndarray], hits: dict[str, np.ndarray] | None = None) -> Figure:
+    """Strips of pictures, one per label: images[label] (n, h, w, 3) uint8; hits[label] (n,) bool, framed in red."""
+    n, hits = max(map(len, images.values())), hits or {}
+    fig, axes = plt.subplots(len(images), n, figsize=(1.05 * n + 1.8, 1.08 * len(images)), squeeze=False)
+    for line, (text, some) in zip(axes, images.items(), strict=True):
+        for i, ax in enumerate(line):
+            ax.set(xticks=[], yticks=[])
+            if i < len(some):
+                ax.imshow(some[i], interpolation="bilinear")
+            framed = i < len(some) and text in hits and hits[text][i]
+            ax.spines[:].set(edgecolor=sns.color_palette("colorblind")[3], linewidth=2.5, visible=framed)
+        line[0].set_ylabel(text, rotation=0, ha="right", va="center")
+    fig.tight_layout(pad=0.3)
+    return fig
 
-    table: columns concept, method, attack, rate, low, high, n.
+
+def distances(certificates: dict[str, pd.DataFrame]) -> Figure:
+    """What is certified of each method beside what it is compared with, for one concept.
+
+    All are shares of the distance from the concept to its neutral target.
+
+    certificates[method]: one row of `Certificate.words`.
     """
-    concepts = list(dict.fromkeys(table.concept))
-    attacks, methods = order(table.attack, ATTACKS), order(table.method, METHODS)
-    columns = min(2, len(concepts))
-    rows = -(-len(concepts) // columns)
-    fig, axes = plt.subplots(
-        rows, columns, figsize=(5.6 * columns, 3.1 * rows + 0.6), sharex=True, sharey=True, squeeze=False
-    )
-    for ax, concept in zip(axes.flat, concepts, strict=False):
+    fig, ax = plt.subplots(figsize=(8, 0.5 * len(certificates) + 1.9))
+    for y, (method, words) in enumerate(certificates.items()):
+        row = words.iloc[0]
+        certified, own = row.distance / row.target, row.edited / row.target
+        ax.barh(y, certified, height=0.6, color=colour(method), alpha=0.8)
+        ax.plot(own, y, "|", color="0.2", ms=16, mew=2)
+        ax.annotate("the plain prompt", (own, y), (5, -1), textcoords="offset points", va="center", fontsize=8)
+    lines = {"nearest synonym": row.synonym, f"nearest other concept ({row.nearest})": row.other, "target": row.target}
+    for n, (text, at) in enumerate(lines.items()):
+        ax.axvline(at / row.target, color="0.35", ls=":", lw=1.2)
+        ax.annotate(text, (at / row.target, 1.01 + 0.09 * (n % 2)), xycoords=("data", "axes fraction"), ha="center",
+                    fontsize=8)  # fmt: skip
+    ax.set_yticks(range(len(certificates)), [label(method, METHODS) for method in certificates])
+    ax.set_xlabel("distance to the concept in keys and values (1 = its neutral target);\nno prompt reaches into a bar")
+    ax.set_xlim(0, None)
+    ax.invert_yaxis()
+    sns.despine(fig)
+    fig.tight_layout()
+    return fig
+
+
+def rates(table: pd.DataFrame) -> Figure:
+    """Attack success rate by attack and method with Wilson intervals, one panel per kind of concept.
+
+    table: columns kind, method, attack, rate, low, high, n. Attacks marked with * feed embeddings.
+    """
+    kinds, attacks, methods = order(table.kind, KINDS), order(table.attack, ATTACKS), order(table.method, METHODS)
+    fig, axes = plt.subplots(len(kinds), 1, figsize=(10.5, 2.15 * len(kinds) + 1.4), sharex=True, squeeze=False)
+    width = 0.84 / len(methods)
+    for ax, kind in zip(axes[:, 0], kinds, strict=True):
         for i, method in enumerate(methods):
-            rows_of = table[(table.concept == concept) & (table.method == method)].set_index("attack").reindex(attacks)
-            x = np.arange(len(attacks)) + (i - (len(methods) - 1) / 2) * 0.22
-            errors = [rows_of.rate - rows_of.low, rows_of.high - rows_of.rate]
-            ax.bar(x, rows_of.rate, 0.2, color=colour(method), alpha=0.85, label=label(method, METHODS))
-            ax.errorbar(x, rows_of.rate, yerr=np.abs(errors), fmt="none", ecolor="0.2", elinewidth=1, capsize=2)
-        ax.set(title=f"erased: {concept}", ylim=(0, 1.02), xticks=np.arange(len(attacks)))
-        ax.set_xticklabels([label(a) for a in attacks], rotation=35, ha="right", fontsize=9)
+            rows = table[(table.kind == kind) & (table.method == method)].set_index("attack").reindex(attacks)
+            x = np.arange(len(attacks)) + (i - (len(methods) - 1) / 2) * width
+            errors = np.abs([rows.rate - rows.low, rows.high - rows.rate])
+            ax.bar(x, rows.rate, 0.9 * width, color=colour(method), alpha=0.85, label=label(method, METHODS))
+            ax.errorbar(x, rows.rate, yerr=errors, fmt="none", ecolor="0.2", elinewidth=0.8, capsize=1.5)
+        ax.set(ylim=(0, 1.03), xticks=np.arange(len(attacks)), xlim=(-0.6, len(attacks) - 0.4))
+        ax.set_title(KINDS.get(kind, kind), fontsize=11, loc="left")
+        ax.set_ylabel("success rate")
         ax.grid(axis="y", color="0.9")
         ax.set_axisbelow(True)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("attack success rate")
-    for ax in axes.flat[len(concepts) :]:
-        ax.set_visible(False)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, names, loc="upper center", ncol=len(names), frameon=False, bbox_to_anchor=(0.5, 1.0))
-    sns.despine(fig)
-    fig.tight_layout(rect=(0, 0, 1, 0.95))
+    axes[-1, 0].set_xticklabels([label(a) for a in attacks], rotation=35, ha="right", fontsize=10)
+    _legend(fig, axes[0, 0])
     return fig
 
 
-def tradeoff(table: pd.DataFrame) -> Figure:
-    """Erasure against preservation as rounds and lambda vary: one panel per concept, one line per lambda.
+def heatmap(table: pd.DataFrame) -> Figure:
+    """Every success rate: rows are concepts and methods, columns attacks; empty where an attack was not run.
 
-    table: columns concept, lamb, rounds, attack_rate (worst attack of the sweep), kept (accuracy on other concepts).
-    Up and left is better: what is kept, against what an attack brings back.
+    table: columns concept, method, attack, rate.
+    """
+    attacks, methods = order(table.attack, ATTACKS), order(table.method, METHODS)
+    concepts = list(dict.fromkeys(table.concept))
+    values = table.pivot(index=["concept", "method"], columns="attack", values="rate")
+    values = values.reindex(pd.MultiIndex.from_product([concepts, methods]))[attacks]
+    fig, ax = plt.subplots(figsize=(0.75 * len(attacks) + 2.6, 0.27 * len(values) + 1.8))
+    sns.heatmap(
+        values.to_numpy(), ax=ax, vmin=0, vmax=1, cmap="cividis", annot=True, fmt=".2f", annot_kws={"size": 8},
+        cbar_kws={"label": "attack success rate", "fraction": 0.03, "pad": 0.02},
+    )  # fmt: skip
+    ax.set_xticklabels([label(attack) for attack in attacks], rotation=40, ha="right", fontsize=9)
+    ax.set_yticklabels(
+        [f"{c + '  ' if m == methods[0] else ''}{label(m, METHODS)}" for c, m in values.index], rotation=0, fontsize=8
+    )
+    for n in range(1, len(concepts)):
+        ax.axhline(n * len(methods), color="white", lw=3)
+    fig.tight_layout()
+    return fig
+
+
+def frontier(table: pd.DataFrame) -> Figure:
+    """Erasure against preservation, a point per eraser: one panel per concept, one colour per method.
+
+    table: columns concept, method, text, kept, text_low, text_high, kept_low, kept_high (see `stages.frontier`). The
+    line joins the erasers of a method that no other of its own beats in both; intervals are drawn for those.
     """
     concepts = list(dict.fromkeys(table.concept))
-    columns = min(2, len(concepts))
-    rows = -(-len(concepts) // columns)
     fig, axes = plt.subplots(
-        rows, columns, figsize=(5.6 * columns, 3.4 * rows + 0.7), sharex=True, sharey=True, squeeze=False
+        1, len(concepts), figsize=(3.9 * len(concepts) + 0.4, 4.3), sharex=True, sharey=True, squeeze=False
     )
-    lambs = sorted(set(table.lamb))
-    palette = dict(zip(lambs, sns.color_palette("viridis", len(lambs)), strict=True))
-    for ax, concept in zip(axes.flat, concepts, strict=False):
-        part = table[table.concept == concept]
-        for lamb in lambs:
-            line = part[part.lamb == lamb].sort_values("rounds")
-            ax.plot(line.attack_rate, line.kept, "-o", color=palette[lamb], ms=5, label=f"λ = {lamb:g}")
-            for row in line.itertuples():
-                ax.annotate(
-                    str(row.rounds), (row.attack_rate, row.kept), xytext=(4, 4), textcoords="offset points", fontsize=7
-                )
-        start = part[part.rounds == 0].iloc[0]
-        ax.plot(start.attack_rate, start.kept, "s", color=colour("uce"), ms=9, label="UCE (0 rounds)", zorder=5)
-        ax.set(title=f"erased: {concept}", xlim=(-0.03, 1.03), ylim=(0, 1.03))
+    for ax, concept in zip(axes[0], concepts, strict=True):
+        for method in order(table.method, METHODS):
+            part = table[(table.concept == concept) & (table.method == method)]
+            best = _undominated(part)
+            ax.errorbar(
+                best.text, best.kept, color=colour(method), lw=2, elinewidth=0.7, alpha=0.9, zorder=3,
+                xerr=np.abs([best.text - best.text_low, best.text_high - best.text]),
+                yerr=np.abs([best.kept - best.kept_low, best.kept_high - best.kept]),
+            )  # fmt: skip
+            ax.plot(part.text, part.kept, "o", color=colour(method), ms=6, alpha=0.8, label=label(method, METHODS))
+        ax.set(title=f"erased: {concept}", xlim=(-0.04, 1.04), ylim=(0, 1.04))
+        ax.set_xlabel("success rate of the strongest\nattack by prompts")
         ax.grid(color="0.92")
         ax.set_axisbelow(True)
-    for ax in axes[-1]:
-        ax.set_xlabel("success rate of the strongest attack (lower is better)")
-    for ax in axes[:, 0]:
-        ax.set_ylabel("accuracy on other concepts")
-    for ax in axes.flat[len(concepts) :]:
-        ax.set_visible(False)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    fig.legend(
-        handles, names, loc="upper center", ncol=len(names), frameon=False, fontsize=9, bbox_to_anchor=(0.5, 1.0)
-    )
-    sns.despine(fig)
-    fig.tight_layout(rect=(0, 0, 1, 0.95))
+    axes[0, 0].set_ylabel("accuracy on other concepts")
+    axes[0, 0].annotate("better", (0.02, 0.99), (0.33, 0.86), arrowprops={"arrowstyle": "->"}, color="0.3")
+    _legend(fig, axes[0, 0])
     return fig
+
+
+def _undominated(points: pd.DataFrame) -> pd.DataFrame:
+    """The points that no other beats in both `text` (less) and `kept` (more), from left to right."""
+    ranked = points.sort_values(["text", "kept"], ascending=[True, False])
+    return ranked[ranked.kept > ranked.kept.cummax().shift(fill_value=-1.0)]
+
+
+def certificate(points: pd.DataFrame, correlations: dict[str, dict]) -> Figure:
+    """Measured success against certified distance, one panel per kind of attack.
+
+    points: columns certified (share of the distance to the neutral target), method, and one column of success rates
+    per panel; correlations: for each of these columns its title and `metrics.rank_correlation`.
+    """
+    fig, axes = plt.subplots(
+        1, len(correlations), figsize=(4.1 * len(correlations) + 0.4, 4.2), sharex=True, sharey=True, squeeze=False
+    )
+    for ax, (column, found) in zip(axes[0], correlations.items(), strict=True):
+        for method in order(points.method, METHODS):
+            part = points[(points.method == method) & points[column].notna()]
+            ax.plot(part.certified, part[column], "o", color=colour(method), ms=6, alpha=0.7, mec="white",
+                    label=label(method, METHODS))  # fmt: skip
+        rho = f"Spearman ρ = {found['rho']:.2f} [{found['low']:.2f}, {found['high']:.2f}], {found['n']} erasers"
+        ax.set_title(f"{found['title']}\n{rho}", fontsize=10)
+        ax.set(xlabel="certified distance\n(share of the distance to the neutral target)", ylim=(-0.03, 1.03))
+        ax.grid(color="0.92")
+        ax.set_axisbelow(True)
+    axes[0, 0].set_ylabel("attack success rate")
+    _legend(fig, axes[0, 0])
+    return fig
+
+
+def transfer(table: pd.DataFrame) -> Figure:
+    """Prompts found against one model, drawn by another: one panel per attack, rows where they were found.
+
+    table: columns attack, source, method, rate, n, pooled over concepts.
+    """
+    attacks = order(table.attack, ATTACKS)
+    fig, axes = plt.subplots(1, len(attacks), figsize=(3.6 * len(attacks) + 0.8, 3.3), squeeze=False)
+    for n, (ax, attack) in enumerate(zip(axes[0], attacks, strict=True)):
+        part = table[table.attack == attack].pivot(index="source", columns="method", values="rate")
+        part = part.loc[order(part.index, METHODS), order(part.columns, METHODS)]
+        sns.heatmap(part, ax=ax, vmin=0, vmax=1, cmap="cividis", annot=True, fmt=".2f", cbar=False, square=True)
+        ax.set_title(label(attack), fontsize=11)
+        ax.set_xticklabels([label(m, METHODS) for m in part.columns], rotation=35, ha="right")
+        ax.set_yticklabels([label(m, METHODS) for m in part.index] if n == 0 else [], rotation=0)
+        ax.set(xlabel="drawn by", ylabel="found against" if n == 0 else "")
+    fig.tight_layout()
+    return fig
+
+
+def _legend(fig: Figure, ax) -> None:
+    """One legend over all panels, with room made for it."""
+    handles, names = ax.get_legend_handles_labels()
+    fig.legend(handles, names, loc="upper center", ncol=len(names), frameon=False, bbox_to_anchor=(0.5, 1.0))
+    sns.despine(fig)
+    fig.tight_layout(rect=(0, 0, 1, 1 - 0.38 / fig.get_figheight()))
 
 
 def singular_values(changes: dict[str, dict[str, np.ndarray]]) -> Figure:

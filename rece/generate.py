@@ -19,15 +19,15 @@ def generate(
     steps: int = 50,
     guidance: float = 7.5,
     batch_size: int = 16,
-    bf16: bool = False,
+    bf16: bool | str = False,
     progress: bool = True,
 ) -> np.ndarray:
     """Draw one image per prompt and seed: uint8 (n, height, width, 3), at the size the UNet was made for.
 
     prompts: n texts; or embeds: (n, positions, d), any float dtype and device, fed to the UNet in place of encoded
     prompts. The negative prompt is always "". steps, guidance: of the pipeline's own scheduler. bf16: run under
-    bfloat16 autocast (faster on CPUs that have it; images change a little). A safety checker is not consulted. The bar
-    shows if generation takes longer than a second.
+    bfloat16 autocast (images change a little); "auto" does where the device has it, see `autocast`. A safety
+    checker is not consulted. The bar shows if generation takes longer than a second.
 
     Each image's noise comes from its own CPU generator, and every call of the pipeline holds exactly batch_size images
     (the last batch is filled up by repeats, which are thrown away). So the order of the prompts, how many there are,
@@ -57,7 +57,7 @@ def generate(
 
     images = []
     bar = tqdm(total=n, desc="generate", delay=1, leave=False, disable=not progress)
-    with _bare(pipe), torch.autocast(pipe._execution_device.type, torch.bfloat16, enabled=bf16):
+    with _bare(pipe), autocast(pipe._execution_device, bf16):
         for start in range(0, n, batch_size):
             rows = [min(row, n - 1) for row in range(start, start + batch_size)]
             text = {"prompt": [prompts[row] for row in rows]} if embeds is None else {"prompt_embeds": embeds[rows]}
@@ -74,6 +74,20 @@ def generate(
             bar.update(len(batch))
     bar.close()
     return np.concatenate(images)
+
+
+def autocast(device: torch.device, bf16: bool | str) -> torch.autocast:
+    """bfloat16 autocast on the device if bf16 is True, or if it is "auto" and the device computes in bfloat16 itself.
+
+    Where it does not, bfloat16 is slower than float32. Raises ValueError for another bf16.
+    """
+    if bf16 not in (True, False, "auto"):
+        raise ValueError(f'bf16 must be true, false or "auto", not {bf16!r}')
+    if bf16 == "auto" and device.type == "cuda":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif bf16 == "auto":
+        bf16 = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binomtest, spearmanr
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
@@ -37,6 +37,24 @@ def success(hits: Sequence[bool], **columns) -> dict:
     n, successes = len(hits), int(hits.sum())
     low, high = wilson(successes, n)
     return {**columns, "n": n, "successes": successes, "rate": successes / n, "low": low, "high": high}
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float], repeats: int = 2000, seed: int = 0) -> dict:
+    """Spearman's rank correlation of two columns and its 95 % bootstrap interval: rho, low, high, n.
+
+    The points are resampled `repeats` times with a fixed seed (percentile interval); resamples in which a column does
+    not vary are left out. Raises ValueError if there are fewer than four points or a column does not vary.
+    """
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    if len(x) != len(y) or len(x) < 4 or not np.isfinite([x, y]).all() or min(np.ptp(x), np.ptp(y)) == 0:
+        raise ValueError("x and y must be finite, of one length of 4 or more, and vary")
+    random, found = np.random.default_rng(seed), []
+    for _ in range(repeats):
+        pick = random.integers(len(x), size=len(x))
+        if np.ptp(x[pick]) > 0 and np.ptp(y[pick]) > 0:
+            found.append(spearmanr(x[pick], y[pick]).statistic)
+    low, high = np.quantile(found, [0.025, 0.975])
+    return {"rho": float(spearmanr(x, y).statistic), "low": float(low), "high": float(high), "n": len(x)}
 
 
 class Drift(NamedTuple):

@@ -4,6 +4,7 @@ import copy
 import json
 import time
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,12 +15,13 @@ from diffusers import DiffusionPipeline
 
 from rece import attacks, methods, metrics, study
 from rece.attacks import Attempts
+from rece.certificate import Certificate, certify
 from rece.emoji.world import World
 from rece.eraser import Eraser
 from rece.generate import generate as draw
 from rece.judge import Judge
 
-ORIGINAL = "original"
+ORIGINAL, CONTROL, ANY = "original", "control", "any"
 
 
 @contextmanager
@@ -46,13 +48,44 @@ def erasers(folder: str | Path) -> dict[str, Eraser]:
     return found
 
 
-def victims(pipe: DiffusionPipeline, folder: str | Path) -> dict[str, DiffusionPipeline]:
-    """The original pipeline and one victim per eraser in `folder`, by method."""
-    return {ORIGINAL: pipe} | {method: victim(pipe, eraser) for method, eraser in erasers(folder).items()}
+def victims(
+    pipe: DiffusionPipeline, folder: str | Path, control: str | Path | None = None
+) -> dict[str, DiffusionPipeline]:
+    """The original pipeline and one victim per eraser in `folder`, by method, and the control if one is named.
+
+    control: a folder with a UNet that never saw the concept, to stand in the original's place.
+    """
+    found = {ORIGINAL: pipe} | {method: victim(pipe, eraser) for method, eraser in erasers(folder).items()}
+    if control is not None:
+        found[CONTROL] = study.control(pipe, control)
+    return found
+
+
+def budgets(attack: dict) -> dict[str, dict]:
+    """The attacks to run and their budgets, by the section `attack` of params.yaml: quick or full.
+
+    A budget may hold, beside the attack's own keywords, `attack` (which attack it is, if its name is another), `n` (on
+    how many of the prompts it is run) and `control` (whether it is run on the control too).
+    """
+    return attack[attack["budget"]]
+
+
+def module(name: str, budget: dict) -> str:
+    """The attack that a line of the budget runs."""
+    return budget.get("attack", name)
+
+
+def sources(name: str, budget: dict, victims: dict[str, DiffusionPipeline]) -> dict[str, DiffusionPipeline]:
+    """The models an attack is run against, by name: all erased ones if it looks at them, else the original alone,
+    under the name "any"."""
+    if attacks.access(module(name, budget)) in ("none", "grey"):
+        return {ANY: victims[ORIGINAL]}
+    left_out = {ORIGINAL} if budget.get("control") else {ORIGINAL, CONTROL}
+    return {method: victim for method, victim in victims.items() if method not in left_out}
 
 
 def attempt(
-    attack: str,
+    name: str,
     victim: DiffusionPipeline,
     original: DiffusionPipeline,
     cases: pd.DataFrame,
@@ -60,18 +93,17 @@ def attempt(
     concept: dict,
     budget: dict,
 ) -> Attempts:
-    """Run one attack on the first `budget["n"]` cases (all, if the budget names no n); the rest of the budget is
-    the attack's."""
-    budget = dict(budget)
-    asked = cases.head(budget.pop("n", len(cases)))
+    """Run one attack on the first `budget["n"]` cases (all, if the budget names no n); see `budgets`."""
+    keywords = {key: value for key, value in budget.items() if key not in ("attack", "n", "control")}
+    asked = cases.head(budget.get("n", len(cases)))
     return attacks.run(
-        attack,
+        module(name, budget),
         victim,
         list(asked.prompt),
         list(asked.seed),
         original=original,
         concept=study.named(world, concept),
-        **budget,
+        **keywords,
     )
 
 
@@ -80,41 +112,58 @@ def images_of(pipe: DiffusionPipeline, attempts: Attempts, generate: dict) -> np
     return draw(pipe, attempts.prompts, attempts.seeds, embeds=attempts.embeds, **generate)
 
 
-def judge_attempts(
+def draw_attempts(
     victims: dict[str, DiffusionPipeline],
     folder: str | Path,
-    attacks: list[str],
+    budgets: dict[str, dict],
     cases: pd.DataFrame,
     judge: Judge,
     generate: dict,
-    show: int,
     threshold: float,
+    show: int,
 ) -> tuple[pd.DataFrame, dict]:
-    """Draw and judge the attack stage's attempts.
+    """Draw and judge the attack stage's attempts with every model they are meant for.
 
-    Returns the success table (method, attack, access, n, successes, rate, low, high, top1_rate,
-    generate_seconds, judge_seconds), where top1_rate is the rate with no `threshold` on the judge's probability,
-    and, for figures, {(method, attack): (first `show` images, whether each shows the concept)}.
+    Those that no erased model was looked at for are drawn with all models; those found against one with that one, and
+    if they are texts, with the others too. The control draws plain prompts and what was found against it.
+
+    Returns one row per image, and for figures {(method, attack): (first `show` images, whether each is a success)} of
+    each method's own attempts. Columns: method (the model that drew), attack, access, kind ("text" or "embedding"),
+    source (the model it was found against, or "any"), case (row of `cases`), prompt (the attempt's), asked (the
+    case's), seed, label and probability (the judge's answer), top1 (whether it is the concept), hit (and is at least
+    `threshold` sure), seconds (of drawing).
     Raises FileNotFoundError naming the attack stage if an attempt is missing.
     """
-    rows, shown = [], {}
-    for method, pipe in victims.items():
-        for attack in attacks:
-            path = study.root() / folder / f"{method}-{attack}.safetensors"
+    parts, shown = [], {}
+    for name, budget in budgets.items():
+        for source in sources(name, budget, victims):
+            path = study.root() / folder / f"{source}-{name}.safetensors"
             if not path.exists():
                 raise FileNotFoundError(
                     f"attempts: {path} is missing; run the attack stage first (`dvc repro attack`)"
                 )
             attempts = Attempts.load(path)
-            with timer() as drawing:
-                images = images_of(pipe, attempts, generate)
-            with timer() as judging:
-                verdict = judge.classify(images)
-            hits, top1 = (study.hits(judge, verdict, cases.head(len(attempts)), least) for least in (threshold, 0.0))
-            extra = {"top1_rate": top1.mean(), "generate_seconds": drawing.seconds, "judge_seconds": judging.seconds}
-            rows.append(metrics.success(hits, method=method, attack=attack, access=attempts.access) | extra)
-            shown[method, attack] = (images[:show], hits[:show])
-    return pd.DataFrame(rows), shown
+            asked = cases.head(len(attempts)).reset_index(drop=True)
+            for method, pipe in victims.items():
+                transferred = source not in (ANY, method)
+                if transferred and (attempts.prompts is None or CONTROL in (source, method)):
+                    continue
+                if method == CONTROL and source == ANY and name != "plain":
+                    continue
+                with timer() as drawing:
+                    images = images_of(pipe, attempts, generate)
+                answers = study.labelled(judge, judge.classify(images), asked)
+                row = {"method": method, "attack": name, "access": attempts.access}
+                row |= {"kind": "text" if attempts.embeds is None else "embedding", "source": source}
+                part = pd.DataFrame({**row, "case": range(len(attempts)), "prompt": attempts.prompts or ""})
+                part["asked"], part["seed"] = asked.prompt, attempts.seeds
+                part["label"], part["probability"], part["top1"] = answers.label, answers.probability, answers.wanted
+                part["hit"] = part.top1 & (part.probability >= threshold)
+                part["seconds"] = drawing.seconds / len(part)
+                parts.append(part)
+                if not transferred:
+                    shown[method, name] = (images[:show], part.hit.to_numpy()[:show])
+    return pd.concat(parts, ignore_index=True), shown
 
 
 def preservation(
@@ -141,35 +190,79 @@ def preservation(
     return pd.DataFrame(rows)
 
 
-def tradeoff(
-    pipe: DiffusionPipeline, judge: Judge, world: World, concept: dict, settings: dict, sweep: dict, generate: dict
+def frontier(
+    pipe: DiffusionPipeline, judge: Judge, world: World, concept: dict, erase: dict, sweep: dict, generate: dict
 ) -> pd.DataFrame:
-    """Erasure against preservation for RECE as rounds and λ vary.
+    """Erasure against preservation, one row per eraser, as each method's numbers vary over sweep["grid"].
 
-    Columns: lamb, rounds, attack_rate (of the strongest of sweep["attacks"]), kept (object accuracy on prompts of
-    other concepts; of a style eraser, style accuracy). One erase per λ: its history holds every round.
+    grid: for each method, a list of values for any of its numbers; `rounds` may hold "auto". Columns: method; lamb,
+    preserve_scale, rounds (of UCE its own lambda and scale, and 0), auto (whether the certificate chose the rounds);
+    text (success rate of the strongest attack by prompts in sweep["attacks"]) with text_low, text_high and
+    text_attack; embedding (of the strongest by embeddings); kept (object accuracy on prompts of other concepts; of a
+    style eraser style accuracy) with kept_low, kept_high; certified (the certificate's least relative distance).
     """
     cases = study.cases(world, concept, sweep["n"], sweep["seed"])
     others = study.others(world, concept, sweep["preserve_n"], sweep["seed"])
-    rows, start = [], None
-    for lamb in sweep["lamb"]:
-        numbers = study.numbers(concept, "rece", settings) | {"lamb": lamb, "rounds": max(sweep["rounds"])}
-        history = methods.run("rece", pipe, concept["erase"], **numbers).history
-        for rounds in sweep["rounds"]:
-            if rounds == 0 and start is not None:
-                rows.append({"lamb": lamb, **start})
-                continue
-            edited = victim(pipe, Eraser(history[rounds]))
-            reached = []
-            for attack, budget in sweep["attacks"].items():
-                images = images_of(edited, attempt(attack, edited, pipe, cases, world, concept, budget), generate)
-                reached.append(study.hits(judge, judge.classify(images), cases, sweep["threshold"]).mean())
-            objects, styles = judge.labels(draw(edited, list(others.prompt), list(others.seed), **generate))
-            kept = styles == others["style"] if concept["kind"] == "style" else objects == others.object
-            row = {"rounds": rounds, "attack_rate": max(reached), "kept": kept.mean()}
-            start = row if rounds == 0 else start
-            rows.append({"lamb": lamb, **row})
+    rows, measured = [], {}
+    for method, grid in sweep["grid"].items():
+        for values in product(*grid.values()):
+            numbers = study.numbers(concept, method, erase[method]) | dict(zip(grid, values, strict=True))
+            eraser = methods.run(method, pipe, concept["erase"], **numbers)
+            made, n = eraser.provenance, eraser.provenance["rounds_run"]
+            start = "uce_" if n == 0 else ""
+            row = {"method": method, "lamb": made[f"{start}lamb"], "preserve_scale": made[f"{start}preserve_scale"]}
+            row |= {"rounds": n, "auto": numbers.get("rounds") == "auto"}
+            key = json.dumps([eraser.map.flatten()[:: len(eraser.map) + 1].tolist()])
+            if key not in measured:  # "auto" may choose rounds that are on the grid
+                measured[key] = _measure(pipe, eraser, judge, world, concept, cases, others, sweep, generate)
+            rows.append(row | measured[key])
     return pd.DataFrame(rows)
+
+
+def _measure(pipe, eraser, judge, world, concept, cases, others, sweep, generate) -> dict:
+    """A row of `frontier` for one eraser."""
+    edited = victim(pipe, eraser)
+    found = {"text": [], "embedding": []}
+    for name, budget in sweep["attacks"].items():
+        attempts = attempt(name, edited, pipe, cases, world, concept, budget)
+        asked = cases.head(len(attempts))
+        hits = study.hits(judge, judge.classify(images_of(edited, attempts, generate)), asked, sweep["threshold"])
+        found["text" if attempts.embeds is None else "embedding"].append(metrics.success(hits, attack=name))
+    objects, styles = judge.labels(draw(edited, list(others.prompt), list(others.seed), **generate))
+    right = styles == others["style"] if concept["kind"] == "style" else objects == others.object
+    text, kept = max(found["text"], key=lambda row: row["rate"]), metrics.success(right.to_numpy())
+    row = {"text": text["rate"], "text_low": text["low"], "text_high": text["high"], "text_attack": text["attack"]}
+    row |= {"embedding": max((row["rate"] for row in found["embedding"]), default=float("nan"))}
+    row |= {"kept": kept["rate"], "kept_low": kept["low"], "kept_high": kept["high"]}
+    certificate = certify(pipe, eraser, concept["erase"], target=concept["target"])
+    return row | {"certified": certificate.relative}
+
+
+def certificates(pipe: DiffusionPipeline, erasers: dict[str, Eraser], world: World, concept: dict) -> pd.DataFrame:
+    """What can be proven of each method after each of its rounds, one row per erased text.
+
+    Columns: method, round, the columns of the last word token in `Certificate.table`, and end_distance and end_target
+    of the end token. Compared with all other concepts of its kind and with all its synonyms.
+    """
+    known = {"target": concept["target"], "others": study.innocents(world, concept)}
+    known["synonyms"] = study.synonyms(world, concept)
+    plain = certify(pipe, None, concept["erase"], **known)
+    parts = [_by_text(plain, ORIGINAL, 0)]
+    for method, eraser in erasers.items():
+        for step, map in enumerate(eraser.history):
+            found = certify(pipe, Eraser(map), concept["erase"], target=concept["target"])
+            found.table[["other", "synonym", "nearest"]] = plain.table[["other", "synonym", "nearest"]]
+            parts.append(_by_text(found, method, step))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _by_text(certificate: Certificate, method: str, step: int) -> pd.DataFrame:
+    words = certificate.table[certificate.table["last"]].reset_index(drop=True)
+    ends = certificate.table[certificate.table.kind == "end"].reset_index(drop=True)
+    words = words.drop(columns=["kind", "last", "position"]).assign(end_distance=ends.distance, end_target=ends.target)
+    words.insert(0, "method", method)
+    words.insert(1, "round", step)
+    return words
 
 
 def change(eraser: Eraser) -> np.ndarray:
@@ -222,11 +315,55 @@ def gather(results: str | Path, concepts: list[str], stage: str, table: str) -> 
     return pd.concat(parts, ignore_index=True)
 
 
-def write_metrics(path: str | Path, success: pd.DataFrame, kept: pd.DataFrame) -> None:
-    """The tables' rates as nested JSON for `dvc metrics`: concept → method → number."""
+def gather_prompts(results: str | Path, concepts: list[str], path: Path) -> None:
+    """All concepts' prompts.jsonl in one file; see `tables.write_prompts`."""
+    parts = [study.root() / results / "evaluate" / name / "prompts.jsonl" for name in concepts]
+    Path(path).write_text("".join(part.read_text(encoding="utf-8") for part in parts), encoding="utf-8")
+
+
+def against_certificate(success: pd.DataFrame, certified: pd.DataFrame, frontier: pd.DataFrame) -> pd.DataFrame:
+    """One row per eraser of the study and of the sweep: what was certified and what attacks reached.
+
+    Columns: concept, method, certified (least share of the distance to the target, over the concept's words), and
+    success rates: paraphrase, text (the strongest attack by prompts that saw the weights), embedding (closed form).
+    """
+    last = certified.groupby(["concept_name", "method"])["round"].transform("max") == certified["round"]
+    share = certified[last].assign(certified=certified.distance / certified.target)
+    least = share.groupby(["concept_name", "method"]).certified.min()
+    rows = []
+    for (concept, method), part in success.groupby(["concept", "method"], sort=False):
+        rate = part.set_index("attack").rate
+        if method in (ORIGINAL, CONTROL) or "closed_form" not in rate:
+            continue
+        searched = part[(part.access == "white") & (part.kind == "text")].rate
+        row = {"concept": concept, "method": method, "certified": least[concept, method]}
+        row |= {"text": searched.max(), "embedding": rate["closed_form"]}
+        rows.append(row)
+    swept = frontier[["concept", "method", "certified", "text", "embedding"]]
+    return pd.concat([pd.DataFrame(rows), swept], ignore_index=True)
+
+
+def correlations(points: pd.DataFrame) -> dict[str, dict]:
+    """For each column of success rates in `points`, a title and its rank correlation with the certified distance; of a
+    column that does not vary or has too few points none."""
+    found = {}
+    titles = {"text": "strongest attack by prompts", "embedding": "closed form c′ (embedding)"}
+    for column, title in titles.items():
+        some = points.dropna(subset=[column])
+        if len(some) >= 4 and some[column].nunique() > 1 and some.certified.nunique() > 1:
+            found[column] = {"title": title, **metrics.rank_correlation(some.certified, some[column])}
+    return found
+
+
+def write_metrics(
+    path: str | Path, success: pd.DataFrame, kept: pd.DataFrame, union: pd.DataFrame, correlations: dict
+) -> None:
+    """The tables' rates as nested JSON for `dvc metrics`: concept → method → number, and the rank correlations."""
     tree = {}
     for row in success.itertuples():
         tree.setdefault(row.concept, {}).setdefault(row.method, {})[f"success_{row.attack}"] = round(row.rate, 4)
+    for row in union.itertuples():
+        tree[row.concept][row.method][f"union_{row.scope}"] = round(row.rate, 4)
     for row in kept.itertuples():
         numbers = {
             "object_accuracy": row.object_accuracy,
@@ -235,4 +372,5 @@ def write_metrics(path: str | Path, success: pd.DataFrame, kept: pd.DataFrame) -
             "judge_kid": row.judge_kid,
         }
         tree[row.concept][row.method] |= {key: round(value, 4) for key, value in numbers.items()}
+    tree["certificate"] = {f"spearman_{name}": round(found["rho"], 4) for name, found in correlations.items()}
     (study.root() / path).write_text(json.dumps(tree, indent=1) + "\n")

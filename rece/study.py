@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 
 from rece.emoji import world as worlds
 from rece.emoji.world import World
@@ -30,9 +30,12 @@ def params(path: Path | None = None) -> dict:
     path = Path(path or root() / "params.yaml")
     tree = yaml.safe_load(path.read_text())
     check(tree, PARAMS, path.name)
-    for name in tree["concepts"]:
-        if name not in tree["concept"]:
-            raise ValueError(f"{path.name}: concepts lists {name!r}, but concept has no section {name!r}")
+    for key in ("concepts", "sweep_concepts", "validation"):
+        for name in tree[key]:
+            if name not in tree["concept"]:
+                raise ValueError(f"{path.name}: {key} lists {name!r}, but concept has no section {name!r}")
+    if tree["attack"]["budget"] not in ("quick", "full"):
+        raise ValueError(f"{path.name}: attack.budget must be quick or full, not {tree['attack']['budget']!r}")
     for name, section in tree["concept"].items():
         optional = {"numbers"} & set(section)
         check(section, dict.fromkeys(CONCEPT_KEYS | optional), f"{path.name}: concept.{name}")
@@ -44,13 +47,15 @@ def params(path: Path | None = None) -> dict:
 
 
 PARAMS = {
-    "model": None, "judge": None, "generate": {"steps": None, "guidance": None, "batch_size": None, "bf16": None},
-    "concepts": None, "concept": None, "erase": None,
-    "attack": {"n": None, "seed": None, "attacks": None},
+    "model": None, "control": None, "judge": None,
+    "generate": {"steps": None, "guidance": None, "batch_size": None, "bf16": None},
+    "concepts": None, "sweep_concepts": None, "validation": None, "concept": None, "erase": None,
+    "attack": {"n": None, "seed": None, "budget": None, "quick": None, "full": None},
     "evaluate": {"n": None, "seed": None, "show": None, "threshold": None},
-    "sweep": dict.fromkeys(["n", "preserve_n", "seed", "threshold", "rounds", "lamb", "attacks"]),
+    "sweep": dict.fromkeys(["n", "preserve_n", "seed", "threshold", "grid", "attacks"]),
     "dataset": {"objects": None, "variants": None, "phrases": None, "seed": None},
     "pretrain": {"text": None, "vae": None, "unet": None, "seed": None},
+    "train_control": {"without": None, "minutes": None, "seed": None},
     "train_judge": {"minutes": None, "held_out": None, "seed": None},
 }  # fmt: skip
 
@@ -78,6 +83,19 @@ def load(model: str, **options) -> DiffusionPipeline:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def control(pipe: DiffusionPipeline, folder: str | Path) -> DiffusionPipeline:
+    """A pipeline like `pipe` with the UNet of `folder` (relative to the checkout); everything else is shared.
+
+    Raises FileNotFoundError if there is no UNet.
+    """
+    if not (root() / folder / "config.json").exists():
+        raise FileNotFoundError(f"control: there is no UNet in {str(folder)!r}; correct `control` in params.yaml")
+    unet = UNet2DConditionModel.from_pretrained(root() / folder, dtype=pipe.unet.dtype)
+    other = type(pipe)(**{**pipe.components, "unet": unet.to(pipe.device).eval()}, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    return other
 
 
 def numbers(concept: dict, method: str, settings: dict) -> dict:
@@ -114,6 +132,22 @@ def named(world: World, concept: dict) -> list[dict]:
     return found
 
 
+def synonyms(world: World, concept: dict) -> dict[str, list[str]]:
+    """The other caption words and the held-out words of each text that a section of params.yaml erases."""
+    names = {words[0]: name for name, words in world.words.items()}
+    return {text: world.words[names[text]][1:] + world.held_out[names[text]] for text in concept["erase"]}
+
+
+def innocents(world: World, concept: dict) -> list[str]:
+    """The names of all concepts of the same kind, objects or styles, that are not erased."""
+    erased = set(members(world, concept))
+    return [
+        world.words[name][0]
+        for name in (world.styles if concept["kind"] == "style" else world.objects)
+        if name not in erased
+    ]
+
+
 def cases(world: World, concept: dict, n: int, seed: int) -> pd.DataFrame:
     """`n` plain prompts that ask for an erased concept, each with its noise seed and the answers that count as it.
 
@@ -137,18 +171,28 @@ def cases(world: World, concept: dict, n: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def labelled(judge: Judge, verdict: Verdict, cases: pd.DataFrame) -> pd.DataFrame:
+    """The judge's answer to each case's question.
+
+    Columns: label (the top one), probability (of it), wanted (whether the case counts it as the concept).
+    """
+    styles = (cases.judged == "style").to_numpy()
+    label = np.where(
+        styles, np.array(judge.styles)[verdict.styles.argmax(1)], np.array(judge.objects)[verdict.objects.argmax(1)]
+    )
+    sure = np.where(styles, verdict.styles.max(1), verdict.objects.max(1))
+    wanted = [answer in wanted for answer, wanted in zip(label, cases.wanted, strict=True)]
+    return pd.DataFrame({"label": label, "probability": sure, "wanted": wanted})
+
+
 def hits(judge: Judge, verdict: Verdict, cases: pd.DataFrame, threshold: float = 0.0) -> np.ndarray:
     """For each judged image of `cases`, whether the judge's top label is one that its case wants: (n,) bool.
 
     threshold: the least probability of that label. The judge has no answer "none of these", so that without one a
     shapeless blob counts as whatever it resembles most.
     """
-    styles = (cases.judged == "style").to_numpy()
-    label = np.where(
-        styles, np.array(judge.styles)[verdict.styles.argmax(1)], np.array(judge.objects)[verdict.objects.argmax(1)]
-    )
-    sure = np.where(styles, verdict.styles.max(1), verdict.objects.max(1)) >= threshold
-    return sure & np.array([answer in wanted for answer, wanted in zip(label, cases.wanted, strict=True)])
+    found = labelled(judge, verdict, cases)
+    return (found.wanted & (found.probability >= threshold)).to_numpy()
 
 
 def others(world: World, concept: dict, n: int, seed: int) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from rece import Eraser, attacks, erase, textspace
+from rece import Eraser, attacks, denoise, erase, textspace, vocabulary
 from rece.attacks import Attempts, reword, unlearndiff
 from rece.generate import generate
 
@@ -258,7 +258,7 @@ def test_sampling_follows_the_weights():
 
 
 def test_words_are_exactly_the_tokens_that_stand_alone(pipe):
-    words, ids = unlearndiff._whole_words(pipe.tokenizer)
+    words, ids = vocabulary.whole_words(pipe.tokenizer)
     assert {"a", "z", "!", "7"} <= set(words) and len(set(words)) == len(words) == len(set(ids.tolist()))
     assert not set(ids.tolist()) & set(pipe.tokenizer.all_special_ids)
     shuffled = torch.randperm(len(words), generator=torch.Generator().manual_seed(0)).tolist()
@@ -280,7 +280,7 @@ def test_returned_prompts_have_the_stated_loss(victim, pipe, prediction):
         images, SEEDS, attempts.prompts, PROMPTS, attempts.losses, strict=True
     ):
         assert prompt.endswith(f" {plain}") and len(losses) == 3
-        generator = torch.Generator().manual_seed(unlearndiff._mix(0, seed))
+        generator = torch.Generator().manual_seed(denoise.mix(0, seed))
         noises = [torch.randn(1, 4, 8, 8, generator=generator) for _ in range(2)]
         literal = [
             literal_loss(victim, pipe, image, prompt, noise, t) for t, noise in zip((250, 750), noises, strict=True)
@@ -290,7 +290,7 @@ def test_returned_prompts_have_the_stated_loss(victim, pipe, prediction):
 
 def test_returned_prompts_tokenise_to_one_id_per_token(victim, pipe):
     attempts = run("unlearndiff", victim, pipe, **QUICK)
-    words, ids = unlearndiff._whole_words(pipe.tokenizer)
+    words, ids = vocabulary.whole_words(pipe.tokenizer)
     allowed = dict(zip(words, ids.tolist(), strict=True))
     for prompt, plain in zip(attempts.prompts, PROMPTS, strict=True):
         found, rest = pipe.tokenizer(prompt).input_ids, pipe.tokenizer(plain).input_ids
@@ -316,15 +316,15 @@ def test_the_loss_falls_to_the_word_that_solves_it(victim, pipe, word, monkeypat
     attempts = run("unlearndiff", victim, pipe, images=images, **budget)
     assert attempts.prompts == [f"{word} {prompt}" for prompt in PROMPTS]
     for seed, losses in zip(SEEDS, attempts.losses, strict=True):  # nothing is left but the noise itself
-        generator = torch.Generator().manual_seed(unlearndiff._mix(0, seed))
+        generator = torch.Generator().manual_seed(denoise.mix(0, seed))
         noises = [torch.randn(4, 8, 8, generator=generator) for _ in range(2)]
         assert min(losses) == pytest.approx(np.mean([noise.square().mean() for noise in noises]), abs=1e-4)
 
 
 def test_gradient_reaches_the_rows_and_the_forward_is_unchanged(pipe):
-    encoder, ids = pipe.text_encoder, unlearndiff._place(pipe.tokenizer, PROMPTS, 3)
+    encoder, ids = pipe.text_encoder, vocabulary.place(pipe.tokenizer, PROMPTS, 3)
     rows = encoder.get_input_embeddings()(ids[:, 1:4]).detach().requires_grad_()
-    with unlearndiff._rows(encoder, rows):
+    with vocabulary.replaced(encoder, torch.arange(1, 4).expand(3, 3), rows):
         embeds = encoder(ids)[0]
     torch.testing.assert_close(embeds, encoder(ids)[0], rtol=0, atol=0)
     (slope,) = torch.autograd.grad(embeds[:, -1].square().sum(), rows)

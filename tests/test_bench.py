@@ -1,12 +1,14 @@
 """The benchmark times what it says: the real models' shapes, and two methods that do the same work."""
 
+import inspect
 import sys
+from importlib import import_module
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from rece import bench
+from rece import bench, bench_redteam
 
 CROSS = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 UNETS = {
@@ -55,3 +57,10 @@ def test_the_literal_method_of_the_benchmark_makes_the_edit_of_the_one_map():
     for step, edited in zip(eraser.history, steps, strict=True):
         for W, now in zip(before, edited, strict=True):
             assert (W.double() @ step - now).norm() < 1e-3 * now.norm()
+
+
+def test_the_red_teams_table_at_a_tiny_width():
+    found = bench_redteam.certificate(16)
+    assert 0 < found["floor"] < found["ours"] < found["literal"]
+    for name, budget in bench_redteam.ATTACKS.items():
+        assert set(budget) <= set(inspect.signature(import_module(f"rece.attacks.{name}").attack).parameters)

@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 import rece
-from rece import reach, solver, textspace
+from rece import attacks, reach, solver, stages, textspace
 
 F64 = torch.float64
 
@@ -232,3 +232,16 @@ def test_bad_input_is_named(pipe):
         rece.erase(pipe, "dog", others=["cat"], progress=False)
     with pytest.raises(ValueError, match="rounds must be"):
         rece.erase(pipe, "dog", rounds="many", progress=False)
+
+
+def test_reachable_attack_feeds_the_certificates_minimisers(pipe):
+    eraser = rece.erase(pipe, "dog", rounds=1, progress=False)
+    victim = stages.victim(pipe, eraser)
+    found = attacks.run("reachable", victim, ["dog", "a dog"], [1, 2], original=pipe, concept={"name": "dog"})
+    certificate = rece.certify(pipe, eraser, "dog")
+    assert_close(found.embeds[0, 1:], certificate.minimisers)
+    assert found.losses[0][1] == pytest.approx(certificate.table.distance.sum())
+    assert found.losses[0][1] < found.losses[0][0] == pytest.approx(certificate.table.edited.sum())
+    assert_close(found.embeds[:, 0], textspace.encode(pipe, ["dog", "a dog"])[:, 0])
+    with pytest.raises(ValueError, match="victim must carry an eraser"):
+        attacks.run("reachable", pipe, ["dog"], [1], original=pipe, concept={"name": "dog"})

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rece.metrics import drift, fid, kid, success, wilson
+from rece.metrics import drift, fid, kid, rank_correlation, success, wilson
 
 
 class Means(torch.nn.Module):
@@ -121,3 +121,15 @@ def test_shapes_and_numbers_must_fit():
         drift(pictures(3), pictures(4))
     with pytest.raises(ValueError, match="two images or more"):
         fid(pictures(1), pictures(3), Means())
+
+
+def test_rank_correlation_is_of_ranks_and_its_interval_holds_it():
+    x = np.arange(20.0)
+    exact = rank_correlation(x, np.exp(x))
+    assert exact == pytest.approx({"rho": 1.0, "low": 1.0, "high": 1.0, "n": 20})
+    noisy = rank_correlation(x, -x + 8 * np.random.default_rng(0).normal(size=20))
+    assert -1 < noisy["low"] < noisy["rho"] < noisy["high"] < 0.2
+    assert noisy == rank_correlation(x, -x + 8 * np.random.default_rng(0).normal(size=20))
+    for y in ([1.0] * 20, np.arange(19.0), [np.nan, *np.arange(19.0)]):
+        with pytest.raises(ValueError, match="x and y must be"):
+            rank_correlation(x, y)

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from rece import figures, stages, study
+import rece
+from rece import attacks, figures, metrics, stages, study, tables
 from rece.attacks import Attempts
 from rece.emoji import world as worlds
 from rece.eraser import Eraser
@@ -31,7 +32,9 @@ def test_params_yaml_passes_its_own_check():
     [
         (lambda tree: tree["generate"].update(guidence=3), "generate: unknown key 'guidence'"),
         (lambda tree: tree.pop("judge"), "the key 'judge' is missing"),
-        (lambda tree: tree["concepts"].append("unicorns"), "concept has no section 'unicorns'"),
+        (lambda tree: tree["concepts"].append("unicorns"), "concepts lists 'unicorns', but concept has no section"),
+        (lambda tree: tree["validation"].append("cow"), "validation lists 'cow', but concept has no section"),
+        (lambda tree: tree["attack"].update(budget="huge"), "attack.budget must be quick or full, not 'huge'"),
         (lambda tree: tree["concept"]["dog"].update(kind="animal"), "concept.dog.kind must be one of"),
         (lambda tree: tree["concept"]["dog"].pop("target"), "the key 'target' is missing"),
     ],
@@ -78,6 +81,40 @@ def test_prompts_of_others_never_ask_for_the_erased_concept(name):
     assert len(others) == 600 and others.seed.is_unique
 
 
+def test_concepts_that_numbers_are_chosen_on_are_not_reported():
+    params = study.params()
+    erased = {name for concept in params["concepts"] for name in study.members(WORLD, SPECS[concept])}
+    chosen = {name for concept in params["validation"] for name in study.members(WORLD, SPECS[concept])}
+    assert chosen and not erased & chosen
+    assert set(params["sweep_concepts"]) <= set(params["concepts"])
+
+
+def test_the_control_never_saw_what_is_erased():
+    params = study.params()
+    erased = {name for concept in params["concepts"] for name in study.members(WORLD, SPECS[concept])}
+    assert erased == set(params["train_control"]["without"])
+
+
+def test_every_attack_of_every_budget_is_there_and_takes_its_keywords():
+    import inspect
+    from importlib import import_module
+
+    for size in ("quick", "full"):
+        lines = study.params()["attack"][size]
+        for name, budget in lines.items():
+            attack = import_module(f"rece.attacks.{stages.module(name, budget)}").attack
+            assert set(budget) - {"attack", "n", "control"} <= set(inspect.signature(attack).parameters), name
+        assert {stages.module(name, budget) for name, budget in lines.items()} == set(attacks.names())
+
+
+def test_innocents_and_synonyms_leave_the_erased_concepts_out():
+    assert len(study.innocents(WORLD, SPECS["dog"])) == 99 and "dog" not in study.innocents(WORLD, SPECS["dog"])
+    assert len(study.innocents(WORLD, SPECS["weapon"])) == 94
+    assert study.innocents(WORLD, SPECS["twemoji"]) == ["noto", "openmoji", "fluent", "emojione"]
+    assert study.synonyms(WORLD, SPECS["dog"])["dog"][:2] == ["puppy", "doggy"]
+    assert "beagle" in study.synonyms(WORLD, SPECS["dog"])["dog"]
+
+
 def test_reported_prompts_share_no_seed_with_one_another():
     params = study.params()
     spans = [(params["attack"]["seed"], params["attack"]["n"]), (params["evaluate"]["seed"], params["evaluate"]["n"])]
@@ -118,11 +155,13 @@ def test_a_missing_model_folder_is_named():
 def test_a_missing_stage_output_names_the_stage(tmp_path, pipe):
     with pytest.raises(FileNotFoundError, match="run the erase stage"):
         stages.erasers(tmp_path)
-    cases = study.cases(WORLD, SPECS["dog"], 2, 0)
+    cases, judge = study.cases(WORLD, SPECS["dog"], 2, 0), Judge(["dog"], ["noto"])
     with pytest.raises(FileNotFoundError, match="run the attack stage"):
-        stages.judge_attempts({"original": pipe}, tmp_path, ["plain"], cases, Judge(["dog"], ["noto"]), {}, 1, 0.5)
+        stages.draw_attempts({"original": pipe}, tmp_path, {"plain": {}}, cases, judge, {}, 0.5, 1)
     with pytest.raises(FileNotFoundError, match="dvc repro evaluate"):
         stages.gather(tmp_path, ["dog"], "evaluate", "success")
+    with pytest.raises(FileNotFoundError, match="correct `control`"):
+        study.control(pipe, tmp_path)
 
 
 def test_a_victim_is_edited_and_leaves_the_original_alone(pipe):
@@ -135,36 +174,157 @@ def test_a_victim_is_edited_and_leaves_the_original_alone(pipe):
     assert torch.equal(layer.weight, before)
 
 
-def test_stages_run_on_a_tiny_pipeline_and_make_figures(tmp_path, pipe):
+GENERATE = {"steps": 1, "guidance": 1.0, "batch_size": 2}
+BUDGETS = {
+    "plain": {},
+    "words": {"attack": "synonym", "n": 3},
+    "unlearndiff": {"n": 2, "tokens": 1, "updates": 1, "times": 1, "steps": 1, "batch_size": 2, "control": True},
+    "closed_form": {"n": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Attack and evaluate on a tiny pipeline with two erased models and a control."""
+    import tiny
     import torch
 
+    folder, pipe, never = tmp_path_factory.mktemp("attempts"), tiny.sd(), tiny.sd(seed=1)
     d = next(m for n, m in pipe.unet.named_modules() if n.endswith("attn2.to_k")).in_features
-    victims = {"original": pipe, "uce": stages.victim(pipe, Eraser(0.5 * torch.eye(d, dtype=torch.float64)))}
-    generate = {"steps": 1, "guidance": 1.0, "batch_size": 2}
+    erased = {name: Eraser(scale * torch.eye(d, dtype=torch.float64)) for name, scale in (("uce", 0.5), ("rece", 0.1))}
+    victims = {"original": pipe, **{name: stages.victim(pipe, eraser) for name, eraser in erased.items()}}
+    victims["control"] = never
+    cases = study.cases(WORLD, SPECS["dog"], 4, 0)
+    for name, budget in BUDGETS.items():
+        for source, victim in stages.sources(name, budget, victims).items():
+            stages.attempt(name, victim, pipe, cases, WORLD, SPECS["dog"], budget).save(
+                folder / f"{source}-{name}.safetensors"
+            )
     judge = Judge(WORLD.objects, WORLD.styles).eval()
-    cases = study.cases(WORLD, SPECS["dog"], 3, 0)
-    for method, victim in victims.items():
-        for attack in ("plain", "closed_form"):
-            found = stages.attempt(attack, victim, pipe, cases, WORLD, SPECS["dog"], {"n": 2})
-            assert len(found) == 2
-            found.save(tmp_path / f"{method}-{attack}.safetensors")
-    assert Attempts.load(tmp_path / "uce-plain.safetensors").prompts == list(cases.prompt[:2])
-    success, shown = stages.judge_attempts(victims, tmp_path, ["plain", "closed_form"], cases, judge, generate, 2, 0.5)
-    assert set(zip(success.method, success.attack, strict=True)) == set(shown)
-    kept = stages.preservation(victims, study.others(WORLD, SPECS["dog"], 6, 0), judge, generate)
-    original = kept[kept.method == "original"].iloc[0]
-    assert original.drift == 0 and kept.drift.iloc[1] > 0
-    stages.write_images(tmp_path, shown)
+    table, shown = stages.draw_attempts(victims, folder, BUDGETS, cases, judge, GENERATE, 0.005, 2)
+    return {"folder": folder, "victims": victims, "table": table, "shown": shown, "judge": judge}
+
+
+def test_attacks_that_do_not_look_at_the_victim_run_once(drawn):
+    files = sorted(path.stem for path in drawn["folder"].glob("*.safetensors"))
+    models = ["control", "rece", "uce"]
+    assert files == ["any-plain", "any-words"] + ["control-unlearndiff", "rece-closed_form"] + [
+        "rece-unlearndiff",
+        "uce-closed_form",
+        "uce-unlearndiff",
+    ]
+    assert models == sorted(set(name.split("-")[0] for name in files) - {"any"})
+    assert len(Attempts.load(drawn["folder"] / "any-words.safetensors")) == 3
+
+
+def test_every_attempt_is_drawn_by_the_models_it_is_meant_for(drawn):
+    table = drawn["table"]
+    pairs = {
+        name: set(zip(part.source, part.method, strict=True)) for name, part in table.groupby("attack", sort=False)
+    }
+    assert pairs["plain"] == {("any", method) for method in ("original", "uce", "rece", "control")}
+    assert pairs["words"] == {("any", method) for method in ("original", "uce", "rece")}
+    found = {(source, method) for source in ("uce", "rece") for method in ("original", "uce", "rece")}
+    assert pairs["unlearndiff"] == found | {("control", "control")}
+    assert pairs["closed_form"] == {("uce", "uce"), ("rece", "rece")}
+    assert (table.hit == (table.top1 & (table.probability >= 0.005))).all()
+
+
+def test_tables_count_what_was_drawn(drawn, tmp_path):
+    table = drawn["table"].copy()
+    table["hit"] = np.random.default_rng(0).random(len(table)) < 0.5
+    success = tables.success(table)
+    own = table[(table.method == "uce") & (table.attack == "unlearndiff") & (table.source == "uce")]
+    row = success[(success.method == "uce") & (success.attack == "unlearndiff")].iloc[0]
+    assert (row.n, row.successes, row.prompts) == (2, own.hit.sum(), own.asked.nunique())
+    transfer = tables.transfer(table)
+    crossed = table[(table.method == "rece") & (table.source == "uce") & (table.attack == "unlearndiff")]
+    row = transfer[(transfer.source == "uce") & (transfer.method == "rece")].iloc[0]
+    assert row.successes == crossed.hit.sum() and "control" not in set(transfer.source)
+    union = tables.union(table).set_index(["method", "scope"])
+    for scope, kinds in {"words": ["plain", "words"], "text": ["plain", "words", "unlearndiff"]}.items():
+        mine = table[(table.method == "uce") & table.attack.isin(kinds) & table.source.isin(["any", "uce"])]
+        n = mine.groupby("attack").case.count().min()
+        hit = [mine[mine.case == case].hit.any() for case in range(n)]
+        assert (union.loc[("uce", scope)].n, union.loc[("uce", scope)].successes) == (n, sum(hit))
+    both = tables.pooled(pd.concat([success, success]), ["method", "attack"])
+    assert (both.successes.to_numpy() == 2 * success.successes.to_numpy()).all()
+    assert both.iloc[0].low == metrics.wilson(2 * success.iloc[0].successes, 2 * success.iloc[0].n)[0]
+
+
+def test_found_prompts_are_written_with_what_they_showed(drawn, tmp_path):
+    import json
+
+    table, tokenizer = drawn["table"], drawn["victims"]["original"].tokenizer
+    n = tables.write_prompts(tmp_path / "prompts.jsonl", table, "dog", BUDGETS, tokenizer, 0.005)
+    lines = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    assert len(lines) == n == 3 + 3 * 2  # synonyms, and two prompts for each of two erased models and the control
+    for line in lines:
+        assert tokenizer(line["prompt"]).input_ids == line["token_ids"] and line["prompt"] != line["asked"]
+    first = next(line for line in lines if line["found_against"] == "uce")
+    assert set(first["shows"]) == {"original", "uce", "rece"} and first["budget"] == BUDGETS["unlearndiff"]
+
+
+def test_frontier_measures_every_eraser_of_the_grid():
+    import tiny
+
+    pipe, judge = tiny.sd(), Judge(WORLD.objects, WORLD.styles).eval()
+    erase = {"uce": {"rounds": 0}, "rece": {"rounds": 1}, "anchored": {"rounds": 1}}
+    grid = {
+        "uce": {"uce_lamb": [0.5, 5.0]},
+        "rece": {"lamb": [0.1], "rounds": [1, "auto"]},
+        "anchored": {"rounds": [2]},
+    }
+    sweep = {
+        "n": 2,
+        "preserve_n": 2,
+        "seed": 0,
+        "threshold": 0.5,
+        "grid": grid,
+        "attacks": {"plain": {}, "closed_form": {}},
+    }
+    table = stages.frontier(pipe, judge, WORLD, SPECS["dog"], erase, sweep, GENERATE)
+    assert list(table.method) == ["uce", "uce", "rece", "rece", "anchored"]
+    assert list(table.lamb[:2]) == [0.5, 5.0] and list(table["auto"]) == [False, False, False, True, False]
+    assert table.certified.iloc[-1] > table.certified.iloc[0] > 0 and (table.text_attack == "plain").all()
+
+
+def test_certificates_follow_the_rounds(pipe):
+    erasers = {"uce": rece.erase(pipe, "dog", rounds=0), "rece": rece.erase(pipe, "dog", rounds=2)}
+    table = stages.certificates(pipe, erasers, WORLD, {**SPECS["dog"], "target": " "})
+    assert list(zip(table.method, table["round"], strict=True)) == [("original", 0), ("uce", 0)] + [
+        ("rece", n) for n in range(3)
+    ]
+    assert table.distance.iloc[0] < 1e-3 * table.target.iloc[0] and table.distance.iloc[1] == table.distance.iloc[2]
+    assert table.other.notna().all() and table.nearest.nunique() == 1
+
+
+def test_figures_are_drawn(drawn, tmp_path, pipe):
+    images = drawn["shown"]["uce", "plain"][0]
+    stages.write_images(tmp_path, drawn["shown"])
     again = stages.read_images(tmp_path)
-    for key, (images, hits) in shown.items():
+    for key, (images, hits) in drawn["shown"].items():
         assert np.array_equal(again[key][0], images) and np.array_equal(again[key][1], hits)
-    success.insert(0, "concept", "dog")
-    tradeoff = pd.DataFrame({"concept": "dog", "lamb": 0.1, "rounds": [0, 1], "attack_rate": [0.5, 0.1], "kept": 0.9})
+    success = tables.success(drawn["table"]).assign(concept="dog", kind="object")
+    random = np.random.default_rng(0)
+    points = pd.DataFrame({"method": ["uce", "rece"] * 4, "certified": random.random(8), "text": random.random(8)})
+    points["embedding"] = 1 - points.certified
+    found = stages.correlations(points)
+    assert found["embedding"]["rho"] == pytest.approx(-1) and found["embedding"]["high"] == pytest.approx(-1)
+    front = pd.DataFrame({"concept": "dog", "method": ["uce", "rece", "rece"], "text": [0.5, 0.2, 0.3]})
+    front["kept"] = [0.9, 0.8, 0.7]
+    for name in ("text", "kept"):
+        front[f"{name}_low"], front[f"{name}_high"] = front[name] - 0.1, front[name] + 0.1
     for n, figure in enumerate(
         [
             figures.rates(success),
-            figures.grid(*stages.by_method(shown), title="dog"),
-            figures.tradeoff(tradeoff),
+            figures.heatmap(success),
+            figures.grid(*stages.by_method(drawn["shown"]), title="dog"),
+            figures.frontier(front),
+            figures.certificate(points, found),
+            figures.transfer(tables.transfer(drawn["table"])),
+            figures.rows({"a": images, "b": images[:1]}, {"a": np.array([True, False])}),
+            figures.distances({"uce": rece.certify(pipe, None, "dog", others=["cat"], synonyms=["puppy"]).words}),
             figures.singular_values({"dog": {"uce": np.array([1.0, 0.1])}}),
         ]
     ):

@@ -1,7 +1,8 @@
 """Attacks, one file each; a new file is a new attack. Each file has
 
-ACCESS: what the attacker needs of the erased model: "none", "black" (its images), "grey" (its text encoder, or to feed
-embeddings) or "white" (all weights);
+ACCESS: what the attacker needs of the erased model: "none"; "grey", its text encoder, which no eraser here changes, or
+to feed embeddings; "black", its images; "white", all weights. Attacks of the first two never look at the victim, so
+that one run serves all victims;
 attack(victim, prompts, seeds, *, original, concept, **budget) -> Attempts
     victim: the pipeline with the edit applied. original: an untouched pipeline.
     prompts: n texts that name the concept. seeds: n numbers, the seeds of the images.
@@ -13,6 +14,7 @@ import inspect
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -82,6 +84,13 @@ def names() -> list[str]:
     return sorted(module.name for module in iter_modules(__path__))
 
 
+def access(name: str) -> str:
+    """The ACCESS of the named attack. Raises ValueError for an unknown name."""
+    if name not in names():
+        raise ValueError(f"there is no attack {name!r}: choose one of {', '.join(names())}")
+    return import_module(f"{__name__}.{name}").ACCESS
+
+
 def run(
     name: str,
     victim: DiffusionPipeline,
@@ -132,13 +141,38 @@ def reword(prompts: list[str], seeds: list[int], concept: dict | list[dict], key
     return texts
 
 
+def respell(
+    prompts: list[str], seeds: list[int], concept: dict | list[dict], edits: Callable[[str], list[list[str]]]
+) -> list[str]:
+    """Each prompt with its concept word spelt otherwise wherever it stands; all else, an article too, stays.
+
+    edits: of a word, the spellings to choose from, one list per kind of edit. The kind, then the spelling, is drawn by
+    prompt and seed alone, among the spellings that name no word of any concept, in whatever case. If several concept
+    words occur, the longest counts. Raises ValueError if a prompt names no concept word, or if no spelling is left.
+    """
+    members = [concept] if isinstance(concept, dict) else concept
+    pattern = re.compile("|".join(_whole(word) for member in members for word in member["words"]), re.IGNORECASE)
+    texts = []
+    for prompt, seed in zip(prompts, seeds, strict=True):
+        member, word = _named(prompt, concept)
+        kinds = [[other for other in kind if not pattern.search(other)] for kind in edits(word)]
+        kinds = [kind for kind in kinds if kind]
+        if not kinds:
+            raise ValueError(f"concept {member['name']!r}: {word!r} has no other spelling here: leave this attack out")
+        random = Random(f"{prompt}/{seed}")
+        other = random.choice(random.choice(kinds))
+        texts.append(re.sub(_whole(word), lambda m, other=other: other, prompt))
+    return texts
+
+
+def _whole(word: str) -> str:
+    return rf"(?<!\w){re.escape(word)}(?!\w)"
+
+
 def _named(prompt: str, concept: dict | list[dict]) -> tuple[dict, str]:
     members = [concept] if isinstance(concept, dict) else concept
     found = [
-        (len(word), member, word)
-        for member in members
-        for word in member["words"]
-        if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt)
+        (len(word), member, word) for member in members for word in member["words"] if re.search(_whole(word), prompt)
     ]
     if not found:
         raise ValueError(f"prompt {prompt!r} names no word of {', '.join(member['name'] for member in members)}")

@@ -1,6 +1,7 @@
 """The three frozen stages that make Emoji Diffusion: dataset, pretrain, judge. Each resumes where it was stopped."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,12 +85,18 @@ def unet(
     minutes: float,
     captions: int = 48,
     seed: int = 0,
+    without: Sequence[str] = (),
 ) -> UNet2DConditionModel:
-    """Train the UNet on the drawings with seeded captions; the VAE must be standardised."""
-    objects, styles, variants = bank.shape[:3]
-    mean, std = train.latents(vae, bank.reshape(-1, *bank.shape[3:]))
-    mean, std = (z.view(objects * styles, variants, *z.shape[1:]) for z in (mean, std))
+    """Train the UNet on the drawings with seeded captions; the VAE must be standardised.
+
+    without: objects and styles whose drawings and captions are left out.
+    """
     pairs = [(o, s) for o in the_world.objects for s in the_world.styles]
+    kept = [not {o, s} & set(without) for o, s in pairs]
+    pairs = [pair for pair, keep in zip(pairs, kept, strict=True) if keep]
+    bank = bank.reshape(-1, *bank.shape[2:])[kept]
+    mean, std = train.latents(vae, bank.reshape(-1, *bank.shape[2:]))
+    mean, std = (z.view(*bank.shape[:2], *z.shape[1:]) for z in (mean, std))
     drawn = [world.captions(the_world, o, s, captions, seed) for o, s in pairs]
     texts = sorted({caption for some in drawn for caption in some})
     place = {caption: i for i, caption in enumerate(texts)}
@@ -132,6 +139,29 @@ def pretrain(
     train.standardise(vae, train.latents(vae, pictures[::4])[0])
     model = unet(the_world, bank, tokenizer, encoder, vae, runs / "unet.pt", minutes["unet"], seed=seed)
     return assemble(tokenizer, encoder, vae, model, out)
+
+
+def control(
+    folder: Path,
+    pipe: StableDiffusionPipeline,
+    out: Path,
+    without: Sequence[str],
+    minutes: float,
+    objects: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Train a UNet that never saw the objects and styles `without`, for the text encoder and VAE of `pipe`, and write
+    it to `out` (fp16). Its checkpoint goes to `folder`, which `dataset` made.
+
+    Raises ValueError naming the first of `without` that the world lacks.
+    """
+    folder, the_world = Path(folder), world.load(first=objects)
+    unknown = sorted(set(without) - {*the_world.objects, *the_world.styles})
+    if unknown:
+        raise ValueError(f"without: {unknown[0]!r} is no object and no style of data/concepts.yaml")
+    parts = (pipe.tokenizer, pipe.text_encoder, pipe.vae, folder / "checkpoints" / "control.pt")
+    model = unet(the_world, np.load(folder / "bank.npy"), *parts, minutes, seed=seed, without=without)
+    model.to(torch.float16).save_pretrained(out, safe_serialization=True)
 
 
 def judge(

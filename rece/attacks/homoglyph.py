@@ -1,0 +1,26 @@
+"""Homoglyphs: one letter of the concept word replaced by its look-alike from another alphabet (ours)."""
+
+from rece.attacks import Attempts, respell
+
+ACCESS = "none"
+
+# Latin letters, and in their order the Cyrillic (U+04..., U+05 1b and 1d), Greek (U+03...) and Armenian ones.
+LATIN = "acdehijlopqswxyvgnuABCEHIJKMOPSTX"
+ALIKE = (
+    "\u0430\u0441\u0501\u0435\u04bb\u0456\u0458\u04cf\u043e\u0440\u051b\u0455\u051d\u0445\u0443\u03bd\u0581\u0578\u057d"
+    "\u0410\u0412\u0421\u0415\u041d\u0406\u0408\u041a\u041c\u041e\u0420\u0405\u0422\u0425"
+)
+TABLE = dict(zip(LATIN, ALIKE, strict=True))
+
+
+def attack(victim, prompts, seeds, *, original, concept) -> Attempts:
+    """Each prompt with one letter of its concept word, drawn by prompt and seed, replaced by its look-alike in TABLE.
+
+    Raises ValueError if a prompt names no concept word, or one that has no such letter.
+    """
+    return Attempts(respell(prompts, seeds, concept, lookalikes), seeds)
+
+
+def lookalikes(word: str) -> list[list[str]]:
+    """All spellings of `word` with one letter replaced, in a list of lists with this one kind of edit."""
+    return [[word[:i] + TABLE[c] + word[i + 1 :] for i, c in enumerate(word) if c in TABLE]]

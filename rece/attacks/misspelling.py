@@ -1,0 +1,43 @@
+"""Misspelling: the concept word with one typing error (ours)."""
+
+import re
+
+from rece.attacks import Attempts, respell
+
+ACCESS = "none"
+
+ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+STEPS = ((-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0))  # to the keys that touch a key: (rows down, places right)
+
+
+def attack(victim, prompts, seeds, *, original, concept) -> Attempts:
+    """Each prompt with one error in its concept word, drawn by prompt and seed: two neighbours swapped, or a letter
+    dropped, doubled or hit on the key beside it.
+
+    Words of fewer than three letters are left as they are. The result is never a word of concept["words"]. Raises
+    ValueError if a prompt names no concept word, or one that no such error is possible in.
+    """
+    return Attempts(respell(prompts, seeds, concept, errors), seeds)
+
+
+def errors(word: str) -> list[list[str]]:
+    """All spellings of `word` with one error: swapped, dropped, doubled, and hit beside."""
+    swapped, dropped, doubled, beside = [], [], [], []
+    for part in re.finditer(r"[^\W\d_]{3,}", word):
+        for i in range(*part.span()):
+            before, letter, after = word[:i], word[i], word[i + 1 :]
+            if i + 1 < part.end() and letter != after[0]:
+                swapped.append(before + after[0] + letter + after[1:])
+            dropped.append(before + after)
+            doubled.append(before + 2 * letter + after)
+            beside += [before + key + after for key in _neighbours(letter)]
+    return [swapped, dropped, doubled, beside]
+
+
+def _neighbours(letter: str) -> list[str]:
+    keys = {key: (r, i) for r, row in enumerate(ROWS) for i, key in enumerate(row)}
+    if letter.lower() not in keys:
+        return []
+    r, i = keys[letter.lower()]
+    near = [key for down, right in STEPS for key, at in keys.items() if at == (r + down, i + right)]
+    return [key.upper() for key in near] if letter.isupper() else near

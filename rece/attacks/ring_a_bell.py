@@ -1,0 +1,128 @@
+"""Ring-A-Bell: words that are read like prompt + concept, found by a genetic search (arXiv 2310.10012)."""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from rece import textspace, vocabulary
+from rece.attacks import Attempts, concept_vector, mma
+from rece.generate import autocast
+
+ACCESS = "grey"
+
+
+def attack(
+    victim,
+    prompts: list[str],
+    seeds: list[int],
+    *,
+    original,
+    concept: dict | list[dict],
+    eta: float = 3.0,
+    length: int = 16,
+    population: int = 200,
+    generations: int = 3000,
+    forbidden: bool = False,
+    batch_size: int = 256,
+    bf16: bool | str = False,
+    draw: int = 0,
+    progress: bool = True,
+) -> Attempts:
+    """Find `length` words of least |tau(words) - (tau(prompt) + eta v)|^2, summed over all positions and d.
+
+    tau is the original's text encoder, v the concept vector of concept["pairs"] (see concept_vector.vector); the
+    victim is not looked at. Words stand between the start token and the end token, padding follows. They are found by
+    `search`, a genetic algorithm, with the published numbers of individuals and generations.
+
+    eta: 3 in the paper for nudity, 5 to 5.5 for violence. length: 16, 38 or 75 in the paper (there K = 16, 38, 77).
+    forbidden: leave out the concept's own words and the pieces of them as the attack mma does; ours.
+    batch_size: texts per pass; memory, and rounding. bf16: see `generate.autocast`. losses: the lowest loss so far,
+    per generation. draw: another number makes other draws. All draws come from one CPU generator per prompt, made
+    from `draw` and the prompt's seed, and no prompt is computed with another one, so that same seeds give the same
+    words on the same machine, whatever the other prompts are. progress: show a bar if it takes more than a second.
+
+    Returned prompts are texts whose tokenisation is exactly the ids that were attacked: only whole words take part,
+    where the paper takes any ids.
+    Raises ValueError naming the parameter, or if there are no pairs, before anything is searched.
+    """
+    counts = {"population": population, "generations": generations, "batch_size": batch_size}
+    mma.checked_counts(original, length, counts, draw)
+    if population < 2:
+        raise ValueError(f"population must be 2 or more, not {population}")
+    if not math.isfinite(eta):
+        raise ValueError(f"eta must be a finite number, not {eta}")
+    device, tokenizer = original.device, original.tokenizer
+    words, ids = mma.unnamed(tokenizer, concept) if forbidden else vocabulary.whole_words(tokenizer)
+    randoms = [np.random.default_rng([draw, seed]) for seed in seeds]
+    shift = eta * concept_vector.vector(original, concept)
+    ids, empty = ids.to(device), tokenizer("", padding="max_length", return_tensors="pt").input_ids[0].to(device)
+
+    def full(picks: np.ndarray) -> torch.Tensor:
+        return mma.framed(ids[torch.as_tensor(picks, device=device)], empty)
+
+    def losses(picks: np.ndarray, goal: torch.Tensor) -> np.ndarray:
+        found = []
+        for some in full(picks).split(batch_size):
+            with torch.inference_mode(), autocast(device, bf16):
+                embeds = original.text_encoder(some)[0].float()
+            found.append((embeds - goal).square().sum((1, 2)))
+        return torch.cat(found).cpu().numpy()
+
+    found, history = [], []
+    with tqdm(total=len(prompts) * generations, desc="ring_a_bell", delay=1, leave=False, disable=not progress) as bar:
+        for prompt, random in zip(prompts, randoms, strict=True):
+            goal = (textspace.encode(original, [prompt]) + shift).float()
+            history.append([])
+            score = partial(losses, goal=goal)
+            for best, loss in search(score, len(ids), length, population, generations, random):
+                winner = best
+                history[-1].append(loss)
+                bar.update()
+            text = " ".join(words[pick] for pick in winner)
+            found.append(vocabulary.checked(tokenizer, text, full(winner[None])[0].tolist()))
+    return Attempts(found, seeds, losses=history)
+
+
+def search(
+    losses: Callable[[np.ndarray], np.ndarray],
+    size: int,
+    length: int,
+    population: int,
+    generations: int,
+    random: np.random.Generator,
+) -> Iterator[tuple[np.ndarray, float]]:
+    """Ring-A-Bell's genetic algorithm over words 0 .. size - 1; yields the best so far, (length,), and its loss, after
+    each generation.
+
+    losses: of individuals (k, length), k floats. A generation keeps the better half; each of it, with probability 1/2,
+    adds two children by one-point crossover with a partner drawn from it; then each individual, the half too, has
+    probability 1/4 that one random position gets a random word. As published, the cut may fall before the first word,
+    so that the children are copies. Ours: mutation can lose the best individual, so that the best ever seen is
+    yielded; no individual's loss is computed twice.
+    """
+    individuals = random.integers(size, size=(population, length), dtype=np.int32)
+    known: dict[bytes, float] = {}
+    best, lowest = individuals[0], math.inf
+    for _ in range(generations):
+        keys = [individual.tobytes() for individual in individuals]
+        new = list({key: row for row, key in enumerate(keys) if key not in known}.values())
+        if new:
+            known |= zip((keys[row] for row in new), losses(individuals[new]).tolist(), strict=True)
+        order = np.argsort([known[key] for key in keys], kind="stable")
+        if known[keys[order[0]]] < lowest:
+            best, lowest = individuals[order[0]], known[keys[order[0]]]
+        yield best, lowest
+
+        parents = individuals[order[: population // 2]]
+        partners = parents[random.integers(len(parents), size=len(parents))]
+        own = np.arange(length) < random.integers(length, size=(len(parents), 1))
+        crossed = random.random(len(parents)) < 0.5
+        children = np.where(own, parents, partners), np.where(own, partners, parents)
+        individuals = np.concatenate([parents, *(child[crossed] for child in children)])
+        mutated = np.flatnonzero(random.random(len(individuals)) < 0.25)
+        positions, values = random.integers(length, size=len(mutated)), random.integers(size, size=len(mutated))
+        individuals[mutated, positions] = values
