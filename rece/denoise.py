@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 
-from rece.generate import generate
+from rece.generate import bfloat16, generate
 from rece.vocabulary import frozen, replaced
 
 
@@ -81,7 +81,7 @@ class Denoising:
     v-prediction the velocity. If a teacher is given, a pipeline and embeds (n, positions, d), wanted is what the
     teacher's UNet predicts from the same x_t reading these.
     All draws come from one CPU generator per latent, made from `draw` and its seed. The first of them are the noise
-    of `score`. batch_size: latents per pass; memory only. bf16: bfloat16 autocast.
+    of `score`. batch_size: latents per pass; memory only. bf16: see `generate.bfloat16`.
     """
 
     def __init__(
@@ -92,12 +92,13 @@ class Denoising:
         *,
         score_times: int,
         batch_size: int,
-        bf16: bool,
+        bf16: bool | str,
         draw: int,
         teacher: tuple[DiffusionPipeline, Tensor] | None = None,
     ):
-        self.victim, self.teacher, self.batch_size, self.bf16 = victim, teacher, batch_size, bf16
+        self.victim, self.teacher, self.batch_size = victim, teacher, batch_size
         self.latents = latents.to(victim.device, victim.unet.dtype)
+        self.bf16 = bfloat16(victim.device, bf16)
         self.scheduler = DDPMScheduler.from_config(victim.scheduler.config)
         self.horizon = self.scheduler.config.num_train_timesteps
         self.generators = [torch.Generator().manual_seed(mix(draw, seed)) for seed in seeds]
@@ -163,14 +164,14 @@ class Denoising:
         return (found.float() - wanted.float()).square().flatten(1).mean(1)
 
     @contextmanager
-    def underway(self, fused: bool = False):
+    def underway(self):
         """No gradients but where they are enabled, and none of the victim's parameters.
 
-        On a CPU in bfloat16 attention is spelled out meanwhile, unless `fused`: the fused one's backward is slow.
+        On a CPU in bfloat16 attention is spelled out meanwhile: the fused one's backward is slow there.
         """
         unet, encoder = self.victim.unet, self.victim.text_encoder
         processors, form = dict(unet.attn_processors), encoder.config._attn_implementation
-        spelled = self.bf16 and not fused and self.latents.device.type == "cpu"
+        spelled = self.bf16 and self.latents.device.type == "cpu"
         with frozen(unet, encoder), torch.no_grad():
             try:
                 if spelled and all(type(processor) is AttnProcessor2_0 for processor in processors.values()):

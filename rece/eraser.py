@@ -19,7 +19,7 @@ from rece import files, reach, solver, textspace
 
 SD_TOKEN = 768.0  # squared norm of a Stable Diffusion 1.x token, the scale that the paper's lambdas belong to
 MAX_ROUNDS = 20  # of rounds="auto"
-LEAST_RISE = 0.01  # of the certified distance, relative, that counts as one for rounds="auto"
+LEAST_RISE = 0.03  # of the certified distance, relative, that counts as one for rounds="auto": the knee of its curve
 PATIENCE = 2  # rounds without such a rise that end rounds="auto"
 
 
@@ -204,8 +204,8 @@ def erase(
         outright.
     rounds: 0 is plain UCE. "auto" stops by certificate, asking no label and no prompt: after the first step at which
         no prompt's token can come as close to any concept's word token as the nearest of `others` already is, or else
-        with the last round that raised the least certified distance by 1 % before two in a row did not, or after
-        MAX_ROUNDS.
+        with the last round that raised the least certified distance by LEAST_RISE before PATIENCE rounds in a row did
+        not, or after MAX_ROUNDS.
     anchored: solve every round again from the original weights, with the UCE start's rows and all derived rows so far,
         where the published form edits the edited weights and constrains the newest rows only (ours).
     others: innocent concepts that rounds="auto" compares with; they do not enter the edit (`preserve` does).
@@ -287,7 +287,8 @@ def erase(
     if auto:
         words = torch.stack([C[n, cut.start] for n, (cut, _) in enumerate(cuts)])
         enough = _nearest(pipe, G, words, [text for text in others or [] if text not in concepts])
-        (most, done), best = _certified(M, G, words, norm, enough), 0
+        (reached, done), best = _certified(M, G, words, norm, enough), 0
+        most = reached
     C, T = C.flatten(0, 1), T.flatten(0, 1)
     K_all, T_all = [K_start], [T_start]
     while len(history) <= limit and not (auto and done):
@@ -306,8 +307,8 @@ def erase(
         history.append(M)
         steps.update()
         if auto:
-            reached, done = _certified(M, G, words, norm, enough)
-            if done or reached >= most * (1 + LEAST_RISE):
+            before, (reached, done) = reached, _certified(M, G, words, norm, enough)
+            if done or reached >= max(most, before * (1 + LEAST_RISE)):
                 most, best = reached, len(history) - 1
             elif len(history) - 1 >= best + PATIENCE:
                 break

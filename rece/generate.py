@@ -26,7 +26,7 @@ def generate(
 
     prompts: n texts; or embeds: (n, positions, d), any float dtype and device, fed to the UNet in place of encoded
     prompts. The negative prompt is always "". steps, guidance: of the pipeline's own scheduler. bf16: run under
-    bfloat16 autocast (images change a little); "auto" does where the device has it, see `autocast`. A safety
+    bfloat16 autocast (images change a little); "auto" does where the device has it, see `bfloat16`. A safety
     checker is not consulted. The bar shows if generation takes longer than a second.
 
     Each image's noise comes from its own CPU generator, and every call of the pipeline holds exactly batch_size images
@@ -55,9 +55,9 @@ def generate(
     if steps < 1 or batch_size < 1:
         raise ValueError(f"steps and batch_size must be 1 or more, not {steps} and {batch_size}")
 
-    images = []
+    images, device = [], pipe._execution_device
     bar = tqdm(total=n, desc="generate", delay=1, leave=False, disable=not progress)
-    with _bare(pipe), autocast(pipe._execution_device, bf16):
+    with _bare(pipe), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16(device, bf16)):
         for start in range(0, n, batch_size):
             rows = [min(row, n - 1) for row in range(start, start + batch_size)]
             text = {"prompt": [prompts[row] for row in rows]} if embeds is None else {"prompt_embeds": embeds[rows]}
@@ -76,18 +76,18 @@ def generate(
     return np.concatenate(images)
 
 
-def autocast(device: torch.device, bf16: bool | str) -> torch.autocast:
-    """bfloat16 autocast on the device if bf16 is True, or if it is "auto" and the device computes in bfloat16 itself.
+def bfloat16(device: torch.device, bf16: bool | str) -> bool:
+    """Whether to compute in bfloat16: bf16 itself, or if it is "auto", whether the device does so by itself.
 
     Where it does not, bfloat16 is slower than float32. Raises ValueError for another bf16.
     """
     if bf16 not in (True, False, "auto"):
         raise ValueError(f'bf16 must be true, false or "auto", not {bf16!r}')
-    if bf16 == "auto" and device.type == "cuda":
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif bf16 == "auto":
-        bf16 = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    if bf16 != "auto":
+        return bf16
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 @contextmanager

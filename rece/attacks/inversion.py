@@ -33,7 +33,7 @@ def attack(
     steps: int = 25,
     guidance: float = 7.5,
     batch_size: int = 16,
-    bf16: bool = False,
+    bf16: bool | str = False,
     draw: int = 0,
     progress: bool = True,
 ) -> Attempts:
@@ -54,7 +54,7 @@ def attack(
     so many updates, and before the first, what is learnt becomes a candidate; the one of the lowest loss, in the mean
     over the concept's images and `score_times` timesteps with fixed noise, is returned (ours; published: the last).
     `losses` holds this loss of all candidates in turn. steps, guidance: of the images. batch_size: images per pass;
-    memory only. bf16: bfloat16 autocast. draw: another number makes other random draws; all come from CPU generators
+    memory only. bf16: see `generate.bfloat16`. draw: another number makes other draws; all come from CPU generators
     made from `draw` and the concept's name. progress: show a bar if it takes more than a second.
 
     Returns embeds (n, positions, d) float32 on the CPU. evaluations counts what a concept's prompts share.

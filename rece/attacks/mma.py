@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from rece import vocabulary
 from rece.attacks import Attempts
-from rece.generate import autocast
+from rece.generate import bfloat16
 
 ACCESS = "grey"
 
@@ -43,7 +43,7 @@ def attack(
     position too early, at the start token's, so that its last token is never ranked by its own. The encoder is causal,
     so it is run up to the end token only, which changes nothing but the time.
 
-    losses: the lowest loss so far, per step. bf16: see `generate.autocast`. draw: another number makes other draws.
+    losses: the lowest loss so far, per step. bf16: see `generate.bfloat16`. draw: another number makes other draws.
     All draws come from one CPU generator per prompt, made from `draw` and the prompt's seed, and no prompt is computed
     with another one, so that same seeds give the same words on the same machine, whatever the other prompts are.
     progress: show a bar if it takes more than a second.
@@ -59,11 +59,11 @@ def attack(
     ids, empty = ids.to(device), tokenizer("", padding="max_length", return_tensors="pt").input_ids[0].to(device)
     table = encoder.get_input_embeddings().weight[ids].detach()
     slots = torch.arange(1, length + 1, device=device)[None]
-    top_k = min(top_k, len(ids))
+    top_k, bf16 = min(top_k, len(ids)), bfloat16(device, bf16)
     position = torch.arange(batch, device=device) * length // batch
 
     def pooled(full: Tensor) -> Tensor:
-        with autocast(device, bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             return encoder(full)[0][:, -1].float()
 
     def loss(picks: Tensor, target: Tensor) -> Tensor:

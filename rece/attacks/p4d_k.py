@@ -30,7 +30,7 @@ def attack(
     steps: int = 25,
     guidance: float = 7.5,
     batch_size: int = 16,
-    bf16: bool = False,
+    bf16: bool | str = False,
     draw: int = 0,
     progress: bool = True,
 ) -> Attempts:

@@ -34,7 +34,7 @@ def attack(
     steps: int = 25,
     guidance: float = 7.5,
     batch_size: int = 16,
-    bf16: bool = False,
+    bf16: bool | str = False,
     draw: int = 0,
     progress: bool = True,
 ) -> Attempts:
@@ -73,7 +73,7 @@ def search(
     steps: int,
     guidance: float,
     batch_size: int,
-    bf16: bool,
+    bf16: bool | str,
     draw: int,
     progress: bool,
 ) -> Attempts:
@@ -95,7 +95,7 @@ def search(
     succeeded: if this is given, it gets the candidates (texts, seeds) of all prompts still running, and those it calls
     successful are returned as they are and stop.
     images: the original's images of the prompts and seeds, uint8 (n, h, w, 3), if they are there already; else they
-    are drawn with `steps` and `guidance`. batch_size: prompts per pass; memory only. bf16: bfloat16 autocast.
+    are drawn with `steps` and `guidance`. batch_size: prompts per pass; memory only. bf16: see `generate.bfloat16`.
     draw: another number makes other random draws. All draws come from one CPU generator per prompt, made from `draw`
     and the prompt's seed. progress: show a bar if it takes more than a second.
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from rece import textspace, vocabulary
 from rece.attacks import Attempts, concept_vector, mma
-from rece.generate import autocast
+from rece.generate import bfloat16
 
 ACCESS = "grey"
 
@@ -40,7 +40,7 @@ def attack(
 
     eta: 3 in the paper for nudity, 5 to 5.5 for violence. length: 16, 38 or 75 in the paper (there K = 16, 38, 77).
     forbidden: leave out the concept's own words and the pieces of them as the attack mma does; ours.
-    batch_size: texts per pass; memory, and rounding. bf16: see `generate.autocast`. losses: the lowest loss so far,
+    batch_size: texts per pass; memory, and rounding. bf16: see `generate.bfloat16`. losses: the lowest loss so far,
     per generation. draw: another number makes other draws. All draws come from one CPU generator per prompt, made
     from `draw` and the prompt's seed, and no prompt is computed with another one, so that same seeds give the same
     words on the same machine, whatever the other prompts are. progress: show a bar if it takes more than a second.
@@ -56,6 +56,7 @@ def attack(
     if not math.isfinite(eta):
         raise ValueError(f"eta must be a finite number, not {eta}")
     device, tokenizer = original.device, original.tokenizer
+    bf16 = bfloat16(device, bf16)
     words, ids = mma.unnamed(tokenizer, concept) if forbidden else vocabulary.whole_words(tokenizer)
     randoms = [np.random.default_rng([draw, seed]) for seed in seeds]
     shift = eta * concept_vector.vector(original, concept)
@@ -67,7 +68,7 @@ def attack(
     def losses(picks: np.ndarray, goal: torch.Tensor) -> np.ndarray:
         found = []
         for some in full(picks).split(batch_size):
-            with torch.inference_mode(), autocast(device, bf16):
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 embeds = original.text_encoder(some)[0].float()
             found.append((embeds - goal).square().sum((1, 2)))
         return torch.cat(found).cpu().numpy()

@@ -34,7 +34,7 @@ def attack(
     steps: int = 25,
     guidance: float = 7.5,
     batch_size: int = 16,
-    bf16: bool = False,
+    bf16: bool | str = False,
     draw: int = 0,
     progress: bool = True,
 ) -> Attempts:
@@ -56,7 +56,7 @@ def attack(
     Ours: of a prompt that no such stop has ended, the returned candidate is not the last but the one of the lowest
     loss in the mean over `score_times` timesteps with fixed noise; `losses` holds this loss of all candidates in turn.
     images: the original's images of the prompts and seeds, uint8 (n, h, w, 3), if they are there already; else they
-    are drawn with `steps` and `guidance`. batch_size: prompts per pass; memory only. bf16: bfloat16 autocast.
+    are drawn with `steps` and `guidance`. batch_size: prompts per pass; memory only. bf16: see `generate.bfloat16`.
     draw: another number makes other random draws. All draws come from one CPU generator per prompt, made from `draw`
     and the prompt's seed, so that same seeds give the same tokens on the same machine.
     progress: show a bar if it takes more than a second.
@@ -98,7 +98,7 @@ def attack(
     simplex.grad = torch.zeros_like(simplex)
     adam = torch.optim.Adam([simplex], lr, weight_decay=weight_decay)
     found, evaluations = denoise.Candidates(seeds, succeeded), 0
-    with task.underway(fused=True):
+    with task.underway():
         for step in tqdm(range(updates), desc="unlearndiff", delay=1, leave=False, disable=not progress):
             for rows in task.batches(found.running):
                 uniform = [torch.rand(tokens, 1, generator=task.generators[row]) for row in rows]
@@ -107,7 +107,9 @@ def attack(
                     soft = table[picks].requires_grad_()
                     loss = task.losses(rows, encode(rows, picks, soft), noise, path[step]).sum()
                     (slope,) = torch.autograd.grad(loss, soft)
-                simplex.grad[rows] = F.hardtanh(slope.float() @ table.float().T)
+                # One product per prompt: the rounding of a joint one depends on how many prompts there are.
+                products = torch.bmm(slope.float(), table.float().T.expand(len(rows), -1, -1))
+                simplex.grad[rows] = F.hardtanh(products)
             adam.step()
             simplex.copy_(project(simplex))
             evaluations += 1
