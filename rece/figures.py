@@ -50,12 +50,12 @@ def colour(method: str):
 def grid(images: dict[str, dict[str, np.ndarray]], hits: dict[str, dict[str, np.ndarray]], title: str) -> Figure:
     """Rows are methods, column groups are attacks, and the images of a group share prompts and seeds over the rows.
 
-    images[method][attack]: (k, h, w, 3) uint8, or missing; hits: whether the judge still sees the concept, (k,) bool
+    images[method][attack]: (k, h, w, 3) uint8, or fewer; hits: whether the judge still sees the concept, (k,) bool
     (red frame).
     """
     methods = order(images, METHODS)
     attacks = order((attack for some in images.values() for attack in some), ATTACKS)
-    k = len(next(iter(images[methods[0]].values())))
+    k = max(len(pictures) for some in images.values() for pictures in some.values())
     fig, axes = plt.subplots(
         len(methods),
         len(attacks) * k,
@@ -66,7 +66,7 @@ def grid(images: dict[str, dict[str, np.ndarray]], hits: dict[str, dict[str, np.
         for j, attack in enumerate(attacks):
             for n in range(k):
                 ax = axes[i, j * k + n]
-                if attack not in images[method]:
+                if n >= len(images[method].get(attack, ())):
                     ax.set(xticks=[], yticks=[])
                     ax.spines[:].set_visible(False)
                     continue
@@ -233,7 +233,8 @@ def certificate(points: pd.DataFrame, correlations: dict[str, dict]) -> Figure:
             part = points[(points.method == method) & points[column].notna()]
             ax.plot(part.certified, part[column], "o", color=colour(method), ms=6, alpha=0.7, mec="white",
                     label=label(method, METHODS))  # fmt: skip
-        rho = f"Spearman ρ = {found['rho']:.2f} [{found['low']:.2f}, {found['high']:.2f}], {found['n']} erasers"
+        interval = f"{found['rho']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+        rho = f"Spearman ρ = {interval}, {found['n']} erasers"
         ax.set_title(f"{found['title']}\n{rho}", fontsize=10)
         ax.set(xlabel="certified distance\n(share of the distance to the neutral target)", ylim=(-0.03, 1.03))
         ax.grid(color="0.92")
