@@ -1,13 +1,9 @@
-"""From one row per drawn image to the study's tables: success, transfer, union, and the prompts that were found."""
+"""From one row per drawn image to the study's tables: success, transfer, union, and success against certificates."""
 
-import json
-from pathlib import Path
-
+import numpy as np
 import pandas as pd
 
 from rece import metrics
-
-SCOPES = {"words": "zero-cost words", "text": "any prompt", "all": "any prompt or embedding"}
 
 
 def success(drawn: pd.DataFrame) -> pd.DataFrame:
@@ -64,22 +60,37 @@ def pooled(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write_prompts(path: Path, drawn: pd.DataFrame, concept: str, budgets: dict, tokenizer, threshold: float) -> int:
-    """The prompts that attacks made, as JSON lines, one per prompt; returns how many.
+def against_certificate(success: pd.DataFrame, certified: pd.DataFrame, frontier: pd.DataFrame) -> pd.DataFrame:
+    """One row per eraser of the study and of the sweep: what was certified and what attacks reached.
 
-    Keys: concept; attack, access, budget; found_against (a method, or "any" if no erased model was looked at); asked,
-    the plain prompt it started from; prompt and token_ids, which are each other's under the model's tokenizer; seed of
-    the image; shows, for each model that drew it, the judge's probability if its answer is the concept, else 0; and
-    threshold, from which on that counted as a success.
+    Columns: concept, method, certified (least share of the distance to the target, over the concept's words), and
+    success rates: paraphrase, text (the strongest attack by prompts that saw the weights), embedding (closed form).
     """
-    texts, lines = drawn[(drawn.kind == "text") & (drawn.attack != "plain")], []
-    for (attack, source, _), part in texts.groupby(["attack", "source", "case"], sort=False):
-        first = part.iloc[0]
-        shows = {row.method: round(float(row.probability) if row.top1 else 0.0, 4) for row in part.itertuples()}
-        line = {"concept": concept, "attack": attack, "access": first.access, "budget": budgets[attack]}
-        line |= {"found_against": source, "asked": first.asked, "prompt": first.prompt}
-        line |= {"token_ids": tokenizer(first.prompt).input_ids, "seed": int(first.seed)}
-        lines.append(json.dumps(line | {"shows": shows, "threshold": threshold}, ensure_ascii=False))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return len(lines)
+    last = certified.groupby(["concept_name", "method"])["round"].transform("max") == certified["round"]
+    share = certified[last].assign(certified=certified.distance / certified.target)
+    least = share.groupby(["concept_name", "method"]).certified.min()
+    rows = []
+    for (concept, method), part in success.groupby(["concept", "method"], sort=False):
+        rate = part.set_index("attack").rate
+        if method in ("original", "control") or "closed_form" not in rate:
+            continue
+        searched = part[(part.access == "white") & (part.kind == "text")].rate
+        row = {"concept": concept, "method": method, "certified": least[concept, method]}
+        row |= {"text": searched.max(), "embedding": rate["closed_form"]}
+        rows.append(row)
+    swept = frontier[["concept", "method", "certified", "text", "embedding"]]
+    return pd.concat([pd.DataFrame(rows), swept], ignore_index=True)
+
+
+def correlations(points: pd.DataFrame) -> dict[str, dict]:
+    """For each column of success rates in `points`, a title and its rank correlation with the certified distance; nan
+    where a column does not vary or has fewer than four points."""
+    found = {}
+    titles = {"text": "strongest attack by prompts", "embedding": "closed form c′ (embedding)"}
+    for column, title in titles.items():
+        some = points.dropna(subset=[column])
+        try:
+            found[column] = {"title": title, **metrics.rank_correlation(some.certified, some[column])}
+        except ValueError:
+            found[column] = {"title": title, "rho": np.nan, "low": np.nan, "high": np.nan, "n": len(some)}
+    return found

@@ -6,7 +6,8 @@ import torch
 from torch.testing import assert_close
 
 import rece
-from rece import attacks, reach, solver, stages, textspace
+from rece import attacks, reach, solver, stages, study, textspace
+from rece.emoji import world as worlds
 
 F64 = torch.float64
 
@@ -147,6 +148,22 @@ def test_no_prompt_of_a_corpus_comes_closer_than_the_certificate(pipe):
     again = rece.certify(pipe, eraser, "dog", others=["cat", "house"], synonyms=["puppy"])
     eraser.remove(pipe)
     assert again.table.equals(found.table)
+
+
+@pytest.mark.parametrize("settings", [{"rounds": 0}, {"rounds": 3}, {"rounds": 3, "anchored": True}])
+def test_no_caption_and_no_word_of_the_embedded_model_comes_closer(settings):
+    model, world = study.load("data/emoji-diffusion"), worlds.load()
+    eraser = rece.erase(model, "church", uce_lamb=250.0, lamb=100.0, relative=True, progress=False, **settings)
+    found = rece.certify(model, eraser, "church")
+    corpus = {text for obj in world.objects for text in worlds.captions(world, obj, world.styles[0], 6, seed=0)}
+    corpus |= {word for table in (world.words, world.held_out) for words in table.values() for word in words}
+    tokens = textspace.encode(model, sorted(corpus))[:, 1:].flatten(0, 1)
+    C = textspace.encode(model, ["church"])[0, 1:]
+    G = textspace.gram(model)
+    own = found.table.distance.to_numpy()
+    for c, distance in zip(C[:3], own[:3], strict=True):  # the word, the end, and a padding token
+        assert reach.norm(tokens @ eraser.map.T - c, G).min() >= distance * (1 - 1e-6)
+    assert len(corpus) > 900 and found.relative > 0.4
 
 
 def test_references_are_distances_between_the_originals_own_tokens(pipe):

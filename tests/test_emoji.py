@@ -9,7 +9,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from project import ROOT
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from rece.emoji import images, train, world
+from rece import study
+from rece.emoji import build, images, train, world
 from rece.generate import generate
 from rece.judge import Judge
 
@@ -115,3 +116,37 @@ def test_a_judge_round_trips_and_refuses_other_forms(tmp_path):
         judge.classify(images_.astype(np.float32))
     with pytest.raises(FileNotFoundError, match="judge stage"):
         Judge.load(tmp_path / "elsewhere")
+
+
+def test_the_control_draws_what_it_saw_and_nothing_that_was_left_out(emoji):
+    left_out = set(study.params()["train_control"]["without"])
+    never = study.control(study.load("data/emoji-diffusion"), "data/emoji-control")
+    objects = [obj for obj in WORLD.objects if obj not in left_out][::8] + [o for o in WORLD.objects if o in left_out]
+    prompts = [world.prompt(WORLD.words[obj][0], "noto") for obj in objects]
+    found, _ = Judge.load(JUDGE).labels(generate(never, prompts, range(len(objects)), steps=10, guidance=4.0))
+    right = np.array([a == b for a, b in zip(found, objects, strict=True)])
+    unseen = np.array([obj in left_out for obj in objects])
+    assert right[~unseen].mean() >= 0.9 and right[unseen].mean() <= 0.2 and unseen.sum() == 15
+
+
+def test_what_the_control_leaves_out_never_reaches_its_training(emoji, monkeypatch):
+    the_world = world.load(first=3)
+    bank = (
+        np.zeros((3, 5, 2, 64, 64, 3), np.uint8) + 20 * np.arange(3, dtype=np.uint8)[:, None, None, None, None, None]
+    )
+    seen, read = {}, []
+    monkeypatch.setattr(train, "train_unet", lambda *given: seen.update(given=given))
+    monkeypatch.setattr(build, "embed", lambda a, b, texts: read.extend(texts) or torch.zeros(len(texts), 1, 1))
+    parts = (emoji.tokenizer, emoji.text_encoder, emoji.vae)
+    build.unet(the_world, bank, *parts, "checkpoint", 1, captions=4, without=["cat", "twemoji"])
+    mean, _, _, index, *_ = seen["given"]
+    assert len(mean) == len(index) == 2 * 4
+    own = train.latents(emoji.vae, bank[[0, 2]][:, [0, 2, 3, 4]].reshape(-1, 64, 64, 3))[0]
+    torch.testing.assert_close(mean.flatten(0, 1), own)
+    words = set(WORLD.words["cat"] + WORLD.words["twemoji"])
+    assert len(read) > 20 and not [text for text in read if words & set(text.replace(",", "").split())]
+
+
+def test_a_control_cannot_leave_out_what_is_not_there(tmp_path, emoji):
+    with pytest.raises(ValueError, match="without: 'pegasus'"):
+        build.control(tmp_path, emoji, tmp_path, ["dog", "pegasus"], 1)

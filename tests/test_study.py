@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import rece
-from rece import attacks, figures, metrics, stages, study, tables
+from rece import attacks, figures, metrics, stages, store, study, tables
 from rece.attacks import Attempts
 from rece.emoji import world as worlds
 from rece.eraser import Eraser
@@ -159,7 +159,7 @@ def test_a_missing_stage_output_names_the_stage(tmp_path, pipe):
     with pytest.raises(FileNotFoundError, match="run the attack stage"):
         stages.draw_attempts({"original": pipe}, tmp_path, {"plain": {}}, cases, judge, {}, 0.5, 1)
     with pytest.raises(FileNotFoundError, match="dvc repro evaluate"):
-        stages.gather(tmp_path, ["dog"], "evaluate", "success")
+        store.gather(tmp_path, ["dog"], "evaluate", "success")
     with pytest.raises(FileNotFoundError, match="correct `control`"):
         study.control(pipe, tmp_path)
 
@@ -256,7 +256,7 @@ def test_found_prompts_are_written_with_what_they_showed(drawn, tmp_path):
     import json
 
     table, tokenizer = drawn["table"], drawn["victims"]["original"].tokenizer
-    n = tables.write_prompts(tmp_path / "prompts.jsonl", table, "dog", BUDGETS, tokenizer, 0.005)
+    n = store.write_prompts(tmp_path / "prompts.jsonl", table, "dog", BUDGETS, tokenizer, 0.005)
     lines = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
     assert len(lines) == n == 3 + 3 * 2  # synonyms, and two prompts for each of two erased models and the control
     for line in lines:
@@ -301,15 +301,15 @@ def test_certificates_follow_the_rounds(pipe):
 
 def test_figures_are_drawn(drawn, tmp_path, pipe):
     images = drawn["shown"]["uce", "plain"][0]
-    stages.write_images(tmp_path, drawn["shown"])
-    again = stages.read_images(tmp_path)
+    store.write_images(tmp_path, drawn["shown"])
+    again = store.read_images(tmp_path)
     for key, (images, hits) in drawn["shown"].items():
         assert np.array_equal(again[key][0], images) and np.array_equal(again[key][1], hits)
     success = tables.success(drawn["table"]).assign(concept="dog", kind="object")
     random = np.random.default_rng(0)
     points = pd.DataFrame({"method": ["uce", "rece"] * 4, "certified": random.random(8), "text": random.random(8)})
     points["embedding"] = 1 - points.certified
-    found = stages.correlations(points)
+    found = tables.correlations(points)
     assert found["embedding"]["rho"] == pytest.approx(-1) and found["embedding"]["high"] == pytest.approx(-1)
     front = pd.DataFrame({"concept": "dog", "method": ["uce", "rece", "rece"], "text": [0.5, 0.2, 0.3]})
     front["kept"] = [0.9, 0.8, 0.7]

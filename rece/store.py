@@ -1,0 +1,93 @@
+"""The files of results/: tables, images, prompts and metrics, written by one stage and gathered by the next."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rece import study
+
+
+def write_tables(folder: str | Path, **tables: pd.DataFrame) -> None:
+    """Write each table as `folder/<name>.csv`, rounded to six digits."""
+    folder = study.root() / folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+
+
+def write_images(folder: str | Path, shown: dict) -> None:
+    """Keep the images for the figures: `folder/shown.npz`."""
+    arrays = {
+        f"{method}/{attack}/{kind}": value
+        for (method, attack), pair in shown.items()
+        for kind, value in zip(("images", "hits"), pair, strict=True)
+    }
+    np.savez_compressed(study.root() / folder / "shown.npz", **arrays)
+
+
+def read_images(folder: str | Path) -> dict:
+    """What `write_images` kept."""
+    with np.load(study.root() / folder / "shown.npz", allow_pickle=False) as file:
+        keys = {tuple(name.split("/")[:2]): None for name in file.files}
+        return {key: (file["/".join([*key, "images"])], file["/".join([*key, "hits"])]) for key in keys}
+
+
+def write_prompts(path: Path, drawn: pd.DataFrame, concept: str, budgets: dict, tokenizer, threshold: float) -> int:
+    """The prompts that attacks made, as JSON lines, one per prompt; returns how many.
+
+    Keys: concept; attack, access, budget; found_against (a method, or "any" if no erased model was looked at); asked,
+    the plain prompt it started from; prompt and token_ids, which are each other's under the model's tokenizer; seed of
+    the image; shows, for each model that drew it, the judge's probability if its answer is the concept, else 0; and
+    threshold, from which on that counted as a success.
+    """
+    texts, lines = drawn[(drawn.kind == "text") & (drawn.attack != "plain")], []
+    for (attack, source, _), part in texts.groupby(["attack", "source", "case"], sort=False):
+        first = part.iloc[0]
+        shows = {row.method: round(float(row.probability) if row.top1 else 0.0, 4) for row in part.itertuples()}
+        line = {"concept": concept, "attack": attack, "access": first.access, "budget": budgets[attack]}
+        line |= {"found_against": source, "asked": first.asked, "prompt": first.prompt}
+        line |= {"token_ids": tokenizer(first.prompt).input_ids, "seed": int(first.seed)}
+        lines.append(json.dumps(line | {"shows": shows, "threshold": threshold}, ensure_ascii=False))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return len(lines)
+
+
+def gather(results: str | Path, concepts: list[str], stage: str, table: str) -> pd.DataFrame:
+    """One table from those of all concepts; raises FileNotFoundError naming the stage if one is missing."""
+    parts = []
+    for name in concepts:
+        path = study.root() / results / stage / name / f"{table}.csv"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing; run `dvc repro {stage}` first")
+        parts.append(pd.read_csv(path))
+    return pd.concat(parts, ignore_index=True)
+
+
+def gather_prompts(results: str | Path, concepts: list[str], path: Path) -> None:
+    """All concepts' prompts.jsonl in one file; see `tables.write_prompts`."""
+    parts = [study.root() / results / "evaluate" / name / "prompts.jsonl" for name in concepts]
+    Path(path).write_text("".join(part.read_text(encoding="utf-8") for part in parts), encoding="utf-8")
+
+
+def write_metrics(
+    path: str | Path, success: pd.DataFrame, kept: pd.DataFrame, union: pd.DataFrame, correlations: dict
+) -> None:
+    """The tables' rates as nested JSON for `dvc metrics`: concept → method → number, and the rank correlations."""
+    tree = {}
+    for row in success.itertuples():
+        tree.setdefault(row.concept, {}).setdefault(row.method, {})[f"success_{row.attack}"] = round(row.rate, 4)
+    for row in union.itertuples():
+        tree[row.concept][row.method][f"union_{row.scope}"] = round(row.rate, 4)
+    for row in kept.itertuples():
+        numbers = {
+            "object_accuracy": row.object_accuracy,
+            "style_accuracy": row.style_accuracy,
+            "drift": row.drift,
+            "judge_kid": row.judge_kid,
+        }
+        tree[row.concept][row.method] |= {key: round(value, 4) for key, value in numbers.items()}
+    tree["certificate"] = {f"spearman_{name}": round(found["rho"], 4) for name, found in correlations.items()}
+    (study.root() / path).write_text(json.dumps(tree, indent=1) + "\n")
