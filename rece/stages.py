@@ -195,16 +195,16 @@ def frontier(
 ) -> pd.DataFrame:
     """Erasure against preservation, one row per eraser, as each method's numbers vary over sweep["grid"].
 
-    grid: for each method, a list of values for any of its numbers; `rounds` may hold "auto". Columns: method; lamb,
-    preserve_scale, rounds (of UCE its own lambda and scale, and 0), auto (whether the certificate chose the rounds);
-    text (success rate of the strongest attack by prompts in sweep["attacks"]) with text_low, text_high and
+    grid: for each method, one or more grids, each a list of values for any of its numbers; `rounds` may hold "auto".
+    Columns: method; lamb, preserve_scale, rounds (of UCE its own lambda and scale, and 0), auto (whether the
+    certificate chose the rounds); text (success rate of the strongest attack by prompts in sweep["attacks"]) with text_low, text_high and
     text_attack; embedding (of the strongest by embeddings); kept (object accuracy on prompts of other concepts; of a
     style eraser style accuracy) with kept_low, kept_high; certified (the certificate's least relative distance).
     """
     cases = study.cases(world, concept, sweep["n"], sweep["seed"])
     others = study.others(world, concept, sweep["preserve_n"], sweep["seed"])
     rows, measured = [], {}
-    for method, grid in sweep["grid"].items():
+    for method, grid in ((method, grid) for method, grids in sweep["grid"].items() for grid in grids):
         for values in product(*grid.values()):
             numbers = study.numbers(concept, method, erase[method]) | dict(zip(grid, values, strict=True))
             eraser = methods.run(method, pipe, concept["erase"], **numbers)
