@@ -197,9 +197,10 @@ def frontier(
 
     grid: for each method, one or more grids, each a list of values for any of its numbers; `rounds` may hold "auto".
     Columns: method; lamb, preserve_scale, rounds (of UCE its own lambda and scale, and 0), auto (whether the
-    certificate chose the rounds); text (success rate of the strongest attack by prompts in sweep["attacks"]) with text_low, text_high and
-    text_attack; embedding (of the strongest by embeddings); kept (object accuracy on prompts of other concepts; of a
-    style eraser style accuracy) with kept_low, kept_high; certified (the certificate's least relative distance).
+    certificate chose the rounds); text (success rate of the strongest attack by prompts in sweep["attacks"]) with
+    text_low, text_high and text_attack; embedding (of the strongest by embeddings); kept (object accuracy on prompts
+    of other concepts; of a style eraser style accuracy) with kept_low, kept_high; certified (the certificate's least
+    relative distance).
     """
     cases = study.cases(world, concept, sweep["n"], sweep["seed"])
     others = study.others(world, concept, sweep["preserve_n"], sweep["seed"])
