@@ -59,7 +59,7 @@ def grid(images: dict[str, dict[str, np.ndarray]], hits: dict[str, dict[str, np.
     fig, axes = plt.subplots(
         len(methods),
         len(attacks) * k,
-        figsize=(1.05 * len(attacks) * k + 0.8, 1.05 * len(methods) + 0.9),
+        figsize=(1.05 * len(attacks) * k + 1.2, 1.05 * len(methods) + 0.8),
         squeeze=False,
     )
     for i, method in enumerate(methods):
@@ -80,10 +80,9 @@ def grid(images: dict[str, dict[str, np.ndarray]], hits: dict[str, dict[str, np.
                     )
     for i, method in enumerate(methods):
         axes[i, 0].set_ylabel(label(method, METHODS), fontsize=12, rotation=0, ha="right", va="center")
-    fig.suptitle(title, fontsize=13)
-    fig.subplots_adjust(
-        left=0.075, right=0.995, bottom=0.02, top=0.76 if len(methods) > 1 else 0.6, wspace=0.06, hspace=0.06
-    )
+    width, height = fig.get_size_inches()
+    fig.suptitle(title, fontsize=13, y=1 - 0.1 / height, va="top")
+    fig.subplots_adjust(left=1.15 / width, right=0.995, bottom=0.02, top=1 - 0.75 / height, wspace=0.06, hspace=0.06)
     for j, attack in enumerate(attacks):
         left, right = axes[0, j * k].get_position(), axes[0, j * k + k - 1].get_position()
         fig.text((left.x0 + right.x1) / 2, left.y1 + 0.015, label(attack), ha="center", va="bottom", fontsize=10)
@@ -184,59 +183,68 @@ def heatmap(table: pd.DataFrame) -> Figure:
 
 
 def frontier(table: pd.DataFrame) -> Figure:
-    """Erasure against preservation, a point per eraser: one panel per concept, one colour per method.
+    """Erasure against preservation, a point per eraser: columns are concepts, colours methods, rows kinds of attack.
 
-    table: columns concept, method, text, kept, text_low, text_high, kept_low, kept_high (see `stages.frontier`). The
-    line joins the erasers of a method that no other of its own beats in both; intervals are drawn for those.
+    table: columns concept, method, and with their _low and _high: text and embedding (success of the strongest attack
+    by prompts, and by embeddings) and kept (see `stages.frontier`). A line joins the erasers of a method that no other
+    of its own beats in both; intervals are drawn for those.
     """
     concepts = list(dict.fromkeys(table.concept))
-    fig, axes = plt.subplots(
-        1, len(concepts), figsize=(3.9 * len(concepts) + 0.4, 4.3), sharex=True, sharey=True, squeeze=False
-    )
+    attacks = {"text": "strongest attack by prompts", "embedding": "closed form c′ (embedding)"}
+    size = (3.6 * len(concepts) + 0.6, 3.1 * len(attacks) + 0.9)
+    fig, axes = plt.subplots(len(attacks), len(concepts), figsize=size, sharex=True, sharey=True, squeeze=False)
+    for line, (attack, text) in zip(axes, attacks.items(), strict=True):
+        for ax, concept in zip(line, concepts, strict=True):
+            for method in order(table.method, METHODS):
+                part = table[(table.concept == concept) & (table.method == method)]
+                best = _undominated(part, attack)
+                x, low, high = (best[f"{attack}{end}"] for end in ("", "_low", "_high"))
+                ax.errorbar(
+                    x, best.kept, color=colour(method), lw=2, elinewidth=0.7, alpha=0.9, zorder=3,
+                    xerr=np.abs([x - low, high - x]),
+                    yerr=np.abs([best.kept - best.kept_low, best.kept_high - best.kept]),
+                )  # fmt: skip
+                ax.plot(part[attack], part.kept, "o", color=colour(method), ms=6, alpha=0.8,
+                        label=label(method, METHODS))  # fmt: skip
+            ax.set(xlim=(-0.04, 1.04), ylim=(0.4, 1.03))
+            ax.grid(color="0.92")
+            ax.set_axisbelow(True)
+        line[len(concepts) // 2].set_xlabel(f"success rate: {text}")
+        line[0].set_ylabel("accuracy on others")
     for ax, concept in zip(axes[0], concepts, strict=True):
-        for method in order(table.method, METHODS):
-            part = table[(table.concept == concept) & (table.method == method)]
-            best = _undominated(part)
-            ax.errorbar(
-                best.text, best.kept, color=colour(method), lw=2, elinewidth=0.7, alpha=0.9, zorder=3,
-                xerr=np.abs([best.text - best.text_low, best.text_high - best.text]),
-                yerr=np.abs([best.kept - best.kept_low, best.kept_high - best.kept]),
-            )  # fmt: skip
-            ax.plot(part.text, part.kept, "o", color=colour(method), ms=6, alpha=0.8, label=label(method, METHODS))
-        ax.set(title=f"erased: {concept}", xlim=(-0.04, 1.04), ylim=(0, 1.04))
-        ax.set_xlabel("success rate of the strongest\nattack by prompts")
-        ax.grid(color="0.92")
-        ax.set_axisbelow(True)
-    axes[0, 0].set_ylabel("accuracy on other concepts")
-    axes[0, 0].annotate("better", (0.02, 0.99), (0.33, 0.86), arrowprops={"arrowstyle": "->"}, color="0.3")
+        ax.set_title(f"erased: {concept}", fontsize=11)
+    axes[0, 0].annotate("better", (0.01, 0.99), (0.25, 0.6), arrowprops={"arrowstyle": "->"}, color="0.3")
     _legend(fig, axes[0, 0])
     return fig
 
 
-def _undominated(points: pd.DataFrame) -> pd.DataFrame:
-    """The points that no other beats in both `text` (less) and `kept` (more), from left to right."""
-    ranked = points.sort_values(["text", "kept"], ascending=[True, False])
+def _undominated(points: pd.DataFrame, attack: str) -> pd.DataFrame:
+    """The points that no other beats in both `attack` (less) and `kept` (more), from left to right."""
+    ranked = points.sort_values([attack, "kept"], ascending=[True, False])
     return ranked[ranked.kept > ranked.kept.cummax().shift(fill_value=-1.0)]
 
 
 def certificate(points: pd.DataFrame, correlations: dict[str, dict]) -> Figure:
-    """Measured success against certified distance, one panel per kind of attack.
+    """Measured success against certified distance, one panel per kind of attack; styles are triangles.
 
-    points: columns certified (share of the distance to the neutral target), method, and one column of success rates
-    per panel; correlations: for each of these columns its title and `metrics.rank_correlation`.
+    points, correlations: see `tables.against_certificate` and `tables.correlations`.
     """
     fig, axes = plt.subplots(
-        1, len(correlations), figsize=(4.1 * len(correlations) + 0.4, 4.2), sharex=True, sharey=True, squeeze=False
+        1, len(correlations), figsize=(4.4 * len(correlations) + 0.4, 4.5), sharex=True, sharey=True, squeeze=False
     )
     for ax, (column, found) in zip(axes[0], correlations.items(), strict=True):
         for method in order(points.method, METHODS):
-            part = points[(points.method == method) & points[column].notna()]
-            ax.plot(part.certified, part[column], "o", color=colour(method), ms=6, alpha=0.7, mec="white",
-                    label=label(method, METHODS))  # fmt: skip
-        interval = f"{found['rho']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
-        rho = f"Spearman ρ = {interval}, {found['n']} erasers"
-        ax.set_title(f"{found['title']}\n{rho}", fontsize=10)
-        ax.set(xlabel="certified distance\n(share of the distance to the neutral target)", ylim=(-0.03, 1.03))
+            for shape, style in (("o", False), ("^", True)):
+                part = points[(points.method == method) & ((points.kind == "style") == style)]
+                name = label(method, METHODS) + (", styles" if style else "")
+                ax.plot(part.certified, part[column], shape, color=colour(method), ms=6.5, alpha=0.7, mec="white",
+                        label=name)  # fmt: skip
+        lines = [
+            f"{text}: ρ = {found[scope]['rho']:.2f} [{found[scope]['low']:.2f}, {found[scope]['high']:.2f}]"
+            for scope, text in (("pooled", f"all {found['pooled']['n']} erasers"), ("within", "within concepts"))
+        ]
+        ax.set_title("\n".join([found["title"], *lines]), fontsize=10)
+        ax.set(xlabel="certified distance\n(share of the distance to the neutral target)", ylim=(-0.03, 1.04))
         ax.grid(color="0.92")
         ax.set_axisbelow(True)
     axes[0, 0].set_ylabel("attack success rate")
@@ -250,7 +258,8 @@ def transfer(table: pd.DataFrame) -> Figure:
     table: columns attack, source, method, rate, n, pooled over concepts.
     """
     attacks = order(table.attack, ATTACKS)
-    fig, axes = plt.subplots(1, len(attacks), figsize=(3.6 * len(attacks) + 0.8, 3.3), squeeze=False)
+    size = (3.6 * len(attacks) + 0.8, 4.2)
+    fig, axes = plt.subplots(1, len(attacks), figsize=size, squeeze=False, layout="constrained")
     for n, (ax, attack) in enumerate(zip(axes[0], attacks, strict=True)):
         part = table[table.attack == attack].pivot(index="source", columns="method", values="rate")
         part = part.loc[order(part.index, METHODS), order(part.columns, METHODS)]
@@ -259,7 +268,6 @@ def transfer(table: pd.DataFrame) -> Figure:
         ax.set_xticklabels([label(m, METHODS) for m in part.columns], rotation=35, ha="right")
         ax.set_yticklabels([label(m, METHODS) for m in part.index] if n == 0 else [], rotation=0)
         ax.set(xlabel="drawn by", ylabel="found against" if n == 0 else "")
-    fig.tight_layout()
     return fig
 
 

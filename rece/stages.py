@@ -198,9 +198,9 @@ def frontier(
     grid: for each method, one or more grids, each a list of values for any of its numbers; `rounds` may hold "auto".
     Columns: method; lamb, preserve_scale, rounds (of UCE its own lambda and scale, and 0), auto (whether the
     certificate chose the rounds); text (success rate of the strongest attack by prompts in sweep["attacks"]) with
-    text_low, text_high and text_attack; embedding (of the strongest by embeddings); kept (object accuracy on prompts
-    of other concepts; of a style eraser style accuracy) with kept_low, kept_high; certified (the certificate's least
-    relative distance).
+    text_low, text_high and text_attack; embedding (of the strongest by embeddings) with embedding_low, embedding_high;
+    kept (object accuracy on prompts of other concepts; of a style eraser style accuracy) with kept_low, kept_high;
+    certified (the certificate's least relative distance). sweep["attacks"] must hold one of each kind.
     """
     cases = study.cases(world, concept, sweep["n"], sweep["seed"])
     others = study.others(world, concept, sweep["preserve_n"], sweep["seed"])
@@ -233,7 +233,8 @@ def _measure(pipe, eraser, judge, world, concept, cases, others, sweep, generate
     right = styles == others["style"] if concept["kind"] == "style" else objects == others.object
     text, kept = max(found["text"], key=lambda row: row["rate"]), metrics.success(right.to_numpy())
     row = {"text": text["rate"], "text_low": text["low"], "text_high": text["high"], "text_attack": text["attack"]}
-    row |= {"embedding": max((row["rate"] for row in found["embedding"]), default=float("nan"))}
+    worst = max(found["embedding"], key=lambda row: row["rate"])
+    row |= {"embedding": worst["rate"], "embedding_low": worst["low"], "embedding_high": worst["high"]}
     row |= {"kept": kept["rate"], "kept_low": kept["low"], "kept_high": kept["high"]}
     certificate = certify(pipe, eraser, concept["erase"], target=concept["target"])
     return row | {"certified": certificate.relative}

@@ -89,5 +89,9 @@ def write_metrics(
             "judge_kid": row.judge_kid,
         }
         tree[row.concept][row.method] |= {key: round(value, 4) for key, value in numbers.items()}
-    tree["certificate"] = {f"spearman_{name}": round(found["rho"], 4) for name, found in correlations.items()}
+    tree["certificate"] = {
+        f"spearman_{name}_{scope}": round(found[scope]["rho"], 4)
+        for name, found in correlations.items()
+        for scope in ("pooled", "within")
+    }
     (study.root() / path).write_text(json.dumps(tree, indent=1) + "\n")

@@ -63,8 +63,9 @@ def pooled(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 def against_certificate(success: pd.DataFrame, certified: pd.DataFrame, frontier: pd.DataFrame) -> pd.DataFrame:
     """One row per eraser of the study and of the sweep: what was certified and what attacks reached.
 
-    Columns: concept, method, certified (least share of the distance to the target, over the concept's words), and
-    success rates: paraphrase, text (the strongest attack by prompts that saw the weights), embedding (closed form).
+    Columns: concept, kind (of the concept), method, certified (least share of the distance to the target, over the
+    concept's words), and success rates: text (the strongest attack by prompts that saw the weights), embedding (the
+    closed form).
     """
     last = certified.groupby(["concept_name", "method"])["round"].transform("max") == certified["round"]
     share = certified[last].assign(certified=certified.distance / certified.target)
@@ -76,21 +77,31 @@ def against_certificate(success: pd.DataFrame, certified: pd.DataFrame, frontier
             continue
         searched = part[(part.access == "white") & (part.kind == "text")].rate
         row = {"concept": concept, "method": method, "certified": least[concept, method]}
-        row |= {"text": searched.max(), "embedding": rate["closed_form"]}
-        rows.append(row)
-    swept = frontier[["concept", "method", "certified", "text", "embedding"]]
-    return pd.concat([pd.DataFrame(rows), swept], ignore_index=True)
+        rows.append(row | {"text": searched.max(), "embedding": rate["closed_form"]})
+    points = pd.concat([pd.DataFrame(rows), frontier[["concept", "method", "certified", "text", "embedding"]]])
+    kinds = success.drop_duplicates("concept").set_index("concept").kind_of_concept
+    points.insert(1, "kind", points.concept.map(kinds))
+    return points.reset_index(drop=True)
 
 
 def correlations(points: pd.DataFrame) -> dict[str, dict]:
-    """For each column of success rates in `points`, a title and its rank correlation with the certified distance; nan
-    where a column does not vary or has fewer than four points."""
-    found = {}
+    """For each column of success rates in `points`, a title and its rank correlations with the certified distance.
+
+    "pooled" is over all erasers, "within" with each concept's mean taken off both; see `metrics.rank_correlation`.
+    Numbers are nan where a column does not vary or has fewer than four points.
+    """
     titles = {"text": "strongest attack by prompts", "embedding": "closed form c′ (embedding)"}
+    found = {}
     for column, title in titles.items():
+        pair = ["certified", column]
         some = points.dropna(subset=[column])
-        try:
-            found[column] = {"title": title, **metrics.rank_correlation(some.certified, some[column])}
-        except ValueError:
-            found[column] = {"title": title, "rho": np.nan, "low": np.nan, "high": np.nan, "n": len(some)}
+        own = some[pair] - some.groupby("concept")[pair].transform("mean")
+        found[column] = {"title": title, "pooled": _ranked(some[pair]), "within": _ranked(own)}
     return found
+
+
+def _ranked(pair: pd.DataFrame) -> dict:
+    try:
+        return metrics.rank_correlation(*(pair[column] for column in pair))
+    except ValueError:
+        return {"rho": np.nan, "low": np.nan, "high": np.nan, "n": len(pair)}

@@ -308,12 +308,19 @@ def test_figures_are_drawn(drawn, tmp_path, pipe):
     success = tables.success(drawn["table"]).assign(concept="dog", kind="object")
     random = np.random.default_rng(0)
     points = pd.DataFrame({"method": ["uce", "rece"] * 4, "certified": random.random(8), "text": random.random(8)})
-    points["embedding"] = 1 - points.certified
+    points["embedding"], points["concept"], points["kind"] = 1 - points.certified, "dog", ["object", "style"] * 4
     found = tables.correlations(points)
-    assert found["embedding"]["rho"] == pytest.approx(-1) and found["embedding"]["high"] == pytest.approx(-1)
+    for scope in ("pooled", "within"):
+        assert found["embedding"][scope]["rho"] == pytest.approx(-1) == found["embedding"][scope]["high"]
+    apart = pd.DataFrame({"concept": ["a"] * 4 + ["b"] * 4, "certified": [1, 2, 3, 4, 11, 12, 13, 14]})
+    apart["text"], apart["embedding"] = [4, 3, 2, 1, 9, 8, 7, 6], 0.0
+    told = tables.correlations(apart)
+    assert told["text"]["pooled"]["rho"] > 0.4 and told["text"]["within"]["rho"] == pytest.approx(-1)
+    assert np.isnan(told["embedding"]["pooled"]["rho"])
     front = pd.DataFrame({"concept": "dog", "method": ["uce", "rece", "rece"], "text": [0.5, 0.2, 0.3]})
     front["kept"] = [0.9, 0.8, 0.7]
-    for name in ("text", "kept"):
+    front["embedding"] = [1.0, 0.5, 0.1]
+    for name in ("text", "embedding", "kept"):
         front[f"{name}_low"], front[f"{name}_high"] = front[name] - 0.1, front[name] + 0.1
     for n, figure in enumerate(
         [
