@@ -1,6 +1,7 @@
 """Erase concepts from text-to-image models in closed form: RECE and UCE as one small matrix."""
 
 from rece.certificate import Certificate, certify
-from rece.eraser import Eraser, erase
+from rece.eraser import Eraser
+from rece.erasing import erase
 
 __all__ = ["Certificate", "Eraser", "certify", "erase"]

@@ -14,7 +14,7 @@ import torch
 
 from rece import attacks, reach, solver, stages, study
 from rece.emoji import world as worlds
-from rece.eraser import erase
+from rece.erasing import erase
 
 WIDTHS, TOKENS = (192, 768, 2048), 76
 UPDATES = 10

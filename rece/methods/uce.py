@@ -2,9 +2,10 @@
 
 from diffusers import DiffusionPipeline
 
-from rece import eraser
+from rece import erasing
+from rece.eraser import Eraser
 
 
-def erase(pipe: DiffusionPipeline, concept: str | list[str], **settings) -> eraser.Eraser:
+def erase(pipe: DiffusionPipeline, concept: str | list[str], **settings) -> Eraser:
     """`rece.erase` with the given keywords but rounds=0, so that RECE's settings give its start."""
-    return eraser.erase(pipe, concept, **{**settings, "rounds": 0})
+    return erasing.erase(pipe, concept, **{**settings, "rounds": 0})

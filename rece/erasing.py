@@ -1,0 +1,231 @@
+"""Erasure: the UCE start and the rounds of RECE, published or anchored, for a pipeline and its concepts."""
+
+import platform
+import weakref
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+from tqdm import tqdm
+
+from rece import reach, solver, textspace
+from rece.eraser import Eraser
+
+SD_TOKEN = 768.0  # squared norm of a Stable Diffusion 1.x token, the scale that the paper's lambdas belong to
+MAX_ROUNDS = 20  # of rounds="auto"
+LEAST_RISE = 0.03  # of the certified distance, relative, that counts as one for rounds="auto": the knee of its curve
+PATIENCE = 2  # rounds without such a rise that end rounds="auto"
+
+
+def erase(
+    pipe: DiffusionPipeline,
+    concept: str | list[str],
+    *,
+    target: str | list[str] = " ",
+    preserve: list[str] | None = None,
+    rounds: int | str = 3,
+    anchored: bool = False,
+    lamb: float = 0.1,
+    erase_scale: float = 1.0,
+    preserve_scale: float = 0.1,
+    derive_lamb: float = 0.1,
+    reg: str = "zero",
+    uce_lamb: float = 0.5,
+    uce_erase_scale: float = 1.0,
+    uce_preserve_scale: float = 1.0,
+    preserve_uce: list[str] | None = None,
+    preserve_rounds: list[str] | None = None,
+    others: list[str] | None = None,
+    relative: bool = False,
+    progress: bool = True,
+) -> Eraser:
+    """Compute the eraser of one or more concepts; the pipeline is read, not changed.
+
+    The defaults are the paper's nudity setting. The UCE start matches, for each concept, the tokens from its last
+    word on with those of its target, trimmed to equal length. Each round then derives, for every token row of every
+    concept, the embedding that brings the concept back, and maps all of them jointly to all rows of the targets.
+    Published rounds edit the edited weights.
+
+    concept: one text or several, erased jointly. target: one text for all of them, or one each.
+    preserve: texts to keep. They are added to [""] in the UCE start and, in the rounds, replace [" "] once per
+        concept by ["", *preserve], as the official scripts do. preserve_uce and preserve_rounds set either list
+        outright.
+    rounds: 0 is plain UCE. "auto" stops by certificate, asking no label and no prompt: after the first step at which
+        no prompt's token can come as close to any concept's word token as the nearest of `others` already is, or else
+        with the last round that raised the least certified distance by LEAST_RISE before PATIENCE rounds in a row did
+        not, or after MAX_ROUNDS.
+    anchored: solve every round again from the original weights, with the UCE start's rows and all derived rows so far,
+        where the published form edits the edited weights and constrains the newest rows only (ours).
+    others: innocent concepts that rounds="auto" compares with; they do not enter the edit (`preserve` does).
+    lamb, erase_scale, preserve_scale: of each round's edit. uce_lamb, uce_erase_scale, uce_preserve_scale: of the UCE
+        start (its script lowers uce_preserve_scale to max(0.1, 1 / n) where n texts are preserved; here it is what
+        you give).
+    derive_lamb, reg: of the derived embedding, see `solver.derive`; reg="target" pulls towards the concept's target.
+    relative: give every lambda relative to the text space: with s = |token|^2 / 768, averaged over the tokens of ""
+        and about 1 for SD 1.x, lamb and uce_lamb are multiplied by s and derive_lamb, which has the unit of a squared
+        weight, is divided by it. Then the result does not depend on the unit in which a model measures its embeddings.
+    progress: show a bar if it takes more than a second.
+
+    Returns an Eraser; its history holds the map after the UCE start and after each round. Computed in float64 on the
+    device of the pipeline (CPU for MPS), from the pipeline's original weights. The embeddings have the text encoder's
+    precision.
+    Raises TypeError or ValueError naming the parameter on an empty concept, target counts that do not match, numbers
+    out of range, a pipeline that carries an eraser, an unsupported or broken model, or ill-conditioned systems.
+    Source: RECE (arXiv 2407.12383), UCE (arXiv 2308.14761) and RECE's official code; solved through one map (ours).
+    """
+    settings = {name: value for name, value in locals().items() if name not in ("pipe", "concept", "progress")}
+    concepts = _texts(concept, "concept")
+    if not concepts or not all(text.strip() for text in concepts):
+        raise ValueError("concept must be a text, or a list of texts, none of them empty")
+    targets = [target] * len(concepts) if isinstance(target, str) else _texts(target, "target")
+    if len(targets) != len(concepts):
+        raise ValueError(
+            f"target must be one text or one per concept: {len(targets)} targets for {len(concepts)} concepts"
+        )
+    preserve = None if preserve is None else _texts(preserve, "preserve")
+    for_start = ["", *(preserve or [])] if preserve_uce is None else _texts(preserve_uce, "preserve_uce")
+    for_rounds = [" "] * len(concepts) if preserve is None else ["", *preserve]
+    if preserve_rounds is not None:
+        for_rounds = _texts(preserve_rounds, "preserve_rounds")
+    auto = rounds == "auto"
+    if not auto and (isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0):
+        raise ValueError(f'rounds must be a whole number, 0 or more, or "auto", not {rounds!r}')
+    if others is not None:
+        others = _texts(others, "others")
+        if not auto:
+            raise ValueError('others is read by rounds="auto" alone: leave it out, or set rounds')
+    if reg not in solver.REGULARISERS:
+        raise ValueError(f"reg must be one of {', '.join(solver.REGULARISERS)}, not {reg!r}")
+    for name in ("lamb", "erase_scale", "derive_lamb", "uce_lamb", "uce_erase_scale"):
+        solver.positive(settings[name], name)
+    for name in ("preserve_scale", "uce_preserve_scale"):
+        solver.positive(settings[name], name, or_zero=True)
+    if textspace.fused(pipe) is not None:
+        raise ValueError("the pipeline carries an eraser: remove it before computing another one")
+
+    norm = textspace.final_norm(pipe) if auto else None
+    limit = MAX_ROUNDS if auto else rounds
+    steps = tqdm(total=3 + limit, desc="erase", delay=1, leave=False, disable=not progress)
+    G = textspace.gram(pipe)
+    steps.update()
+    texts = list(dict.fromkeys([*concepts, *targets]))
+    embeds = dict(zip(texts, textspace.encode(pipe, texts).to(G.device), strict=True))
+    C, T = torch.stack([embeds[text] for text in concepts]), torch.stack([embeds[text] for text in targets])
+    P_start, P_rounds = (textspace.encode_rows(pipe, kept) if kept else None for kept in (for_start, for_rounds))
+    scale = textspace.encode(pipe, [""]).square().sum(-1).mean().item() / SD_TOKEN if relative else 1.0
+    steps.update()
+
+    cuts = [
+        textspace.slices(textspace.last_word(pipe, c), textspace.last_word(pipe, t), C.shape[1])
+        for c, t in zip(concepts, targets, strict=True)
+    ]
+    K_start = torch.cat([C[n, cut] for n, (cut, _) in enumerate(cuts)])
+    T_start = torch.cat([T[n, cut] for n, (_, cut) in enumerate(cuts)])
+    with _remedy("uce_lamb"):
+        M = solver.edit_map(
+            K_start,
+            T_start,
+            P_start,
+            lamb=uce_lamb * scale,
+            erase_scale=uce_erase_scale,
+            preserve_scale=uce_preserve_scale,
+        )
+    history = [M]
+    steps.update()
+    if auto:
+        words = torch.stack([C[n, cut.start] for n, (cut, _) in enumerate(cuts)])
+        enough = _nearest(pipe, G, words, [text for text in others or [] if text not in concepts])
+        (reached, done), best = _certified(M, G, words, norm, enough), 0
+        most = reached
+    C, T = C.flatten(0, 1), T.flatten(0, 1)
+    K_all, T_all = [K_start], [T_start]
+    while len(history) <= limit and not (auto and done):
+        with _remedy("derive_lamb"):
+            derived = solver.derive(M, G, C, lamb=derive_lamb / scale, reg=reg, target=T)
+        K_all, T_all = ([*K_all, derived], [*T_all, T]) if anchored else ([derived], [T])
+        edit = solver.edit_map(
+            torch.cat(K_all),
+            torch.cat(T_all),
+            P_rounds,
+            lamb=lamb * scale,
+            erase_scale=erase_scale,
+            preserve_scale=preserve_scale,
+        )
+        M = edit if anchored else M @ edit
+        history.append(M)
+        steps.update()
+        if auto:
+            before, (reached, done) = reached, _certified(M, G, words, norm, enough)
+            if done or reached >= max(most, before * (1 + LEAST_RISE)):
+                most, best = reached, len(history) - 1
+            elif len(history) - 1 >= best + PATIENCE:
+                break
+    if auto:
+        history = history[: best + 1]
+        M = history[-1]
+    steps.close()
+
+    settings |= {"target": targets, "preserve_uce": for_start, "preserve_rounds": for_rounds}
+    provenance = {
+        "base_model": _base_model(pipe),
+        "pipeline": type(pipe).__name__,
+        "text_encoders": textspace.encoders(pipe),
+        "concepts": concepts,
+        **settings,
+        "rounds_run": len(history) - 1,
+        "token_scale": scale,
+        "versions": _versions(),
+    }
+    eraser = Eraser(M, provenance, history)
+    eraser._pipe = weakref.ref(pipe)
+    return eraser
+
+
+def _certified(M: Tensor, G: Tensor, words: Tensor, norm: tuple, enough: Tensor) -> tuple[float, bool]:
+    """The least certified distance of the word tokens (n, d), and whether each one's has reached `enough` (n,)."""
+    distance, _ = reach.bound(M, G, words, *norm[:2], eps=norm[2])
+    return distance.min().item(), bool((distance >= enough).all())
+
+
+def _nearest(pipe: DiffusionPipeline, G: Tensor, words: Tensor, others: list[str]) -> Tensor:
+    """The distance from each word token (n, d) to the nearest word token of `others`; infinite if there are none."""
+    if not others:
+        return torch.full((len(words),), torch.inf, dtype=words.dtype, device=words.device)
+    E = textspace.encode(pipe, others)
+    tokens = E[torch.arange(len(others)), [textspace.last_word(pipe, text) for text in others]]
+    return reach.norm(words[:, None] - tokens, G).min(1).values
+
+
+def _texts(value: str | list[str], name: str) -> list[str]:
+    texts = [value] if isinstance(value, str) and name == "concept" else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{name} must be a list of texts, not {value!r}")
+    return list(texts)
+
+
+@contextmanager
+def _remedy(name: str):
+    """Lets the solver's advice name the keyword of `erase` that its lamb came from."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace("raise lamb", f"raise {name}")) from None
+
+
+def _base_model(pipe: DiffusionPipeline) -> str:
+    """The name the pipeline was loaded by; of a local folder only its last part."""
+    name = str(pipe.config.get("_name_or_path") or "unnamed")
+    return Path(name).resolve().name if Path(name).exists() else name
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("rece", "torch", "diffusers", "transformers"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+            versions[package] = "not installed"
+    return versions
