@@ -284,8 +284,11 @@ def singular_values(changes: dict[str, dict[str, np.ndarray]]) -> Figure:
 
     changes[concept][method]: descending singular values, (d,).
     """
-    fig, axes = plt.subplots(1, len(changes), figsize=(3.3 * len(changes) + 0.6, 3.2), sharey=True, squeeze=False)
-    for ax, (concept, methods) in zip(axes[0], changes.items(), strict=True):
+    columns = min(4, len(changes))
+    lines = -(-len(changes) // columns)
+    size = (3.1 * columns + 0.6, 2.8 * lines + 0.3)
+    fig, axes = plt.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for ax, (concept, methods) in zip(axes.flat, changes.items(), strict=False):
         for method in order(methods, METHODS):
             values = np.asarray(methods[method])
             ax.semilogy(
@@ -295,10 +298,15 @@ def singular_values(changes: dict[str, dict[str, np.ndarray]]) -> Figure:
                 label=label(method, METHODS),
                 lw=2,
             )
-        ax.set(title=f"erased: {concept}", xlabel="index of singular value", ylim=(1e-9, None))
+        ax.set(title=f"erased: {concept}", ylim=(1e-9, None))
         ax.grid(color="0.92")
-    axes[0, 0].set_ylabel("singular value of map − I")
-    axes[0, -1].legend(frameon=False)
+    for ax in axes[-1]:
+        ax.set_xlabel("index of singular value")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("singular value of map − I")
+    for ax in axes.flat[len(changes) :]:
+        ax.set_visible(False)
+    axes[0, 0].legend(frameon=False)
     sns.despine(fig)
     fig.tight_layout()
     return fig
