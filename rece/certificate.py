@@ -92,19 +92,21 @@ def certify(
     M = torch.eye(d, dtype=G.dtype, device=G.device) if eraser is None else eraser.map.to(G.device)
 
     rows, tokens, responses = [], [], []
+    others = list(others or [])
+    all_others, last = _encoded(pipe, others, gamma.new_zeros(pipe.tokenizer.model_max_length, d))
     for text, aim in zip(concepts, targets, strict=True):
         C, T = textspace.encode(pipe, [text, aim])
         i, j = textspace.last_word(pipe, text), textspace.last_word(pipe, aim)
-        other_texts = [other for other in others or [] if other != text]
-        near, near_index = _nearest(pipe, G, C, i, other_texts)
-        same, _ = _nearest(pipe, G, C, i, known.get(text, []))
+        kept = [n for n, other in enumerate(others) if other != text]
+        near, near_index = _nearest(G, C, i, all_others[kept], [last[n] for n in kept])
+        same, _ = _nearest(G, C, i, *_encoded(pipe, known.get(text, []), C))
         for position in range(1, len(C)):
             shifted = min(max(position - i + j, 0), len(T) - 1)
             kind = "word" if position <= i else "end" if position == i + 1 else "padding"
             row = {"concept": text, "position": position, "kind": kind, "last": position == i}
             row |= {"target": reach.norm(C[position] - T[shifted], G).item(), "other": near[position].item()}
             row |= {"synonym": same[position].item()}
-            row |= {"nearest": other_texts[near_index[position]] if other_texts else None}
+            row |= {"nearest": others[kept[near_index[position]]] if kept else None}
             rows.append(row)
         tokens.append(C[1:])
         responses.append(C[1:] @ M.T)
@@ -116,14 +118,15 @@ def certify(
     return Certificate(table, minimisers.cpu())
 
 
-def _nearest(pipe: DiffusionPipeline, G: Tensor, C: Tensor, i: int, texts: list[str]) -> tuple[Tensor, Tensor]:
+def _encoded(pipe: DiffusionPipeline, texts: list[str], like: Tensor) -> tuple[Tensor, list[int]]:
+    """The embeddings of the texts, (texts, positions, d), and where their last words are; of none, none."""
+    E = textspace.encode(pipe, texts) if texts else like.new_zeros(0, *like.shape)
+    return E, [textspace.last_word(pipe, text) for text in texts]
+
+
+def _nearest(G: Tensor, C: Tensor, i: int, E: Tensor, last: list[int]) -> tuple[Tensor, Tensor]:
     """For each position of C (positions, d), whose last word is at i, the distance to the nearest of the texts' tokens
     as far behind (or before) their own last word, and which text it is; nan and 0 if there are none."""
-    if not texts:
-        return torch.full((len(C),), torch.nan), torch.zeros(len(C), dtype=torch.long)
-    found = []
-    for E, text in zip(textspace.encode(pipe, texts), texts, strict=True):
-        at = (torch.arange(len(C)) - i + textspace.last_word(pipe, text)).clamp(0, len(C) - 1)
-        found.append(reach.norm(C - E[at.to(E.device)], G))
-    best = torch.stack(found).min(0)
-    return best.values, best.indices
+    at = torch.arange(len(C)) - i + torch.tensor(last, dtype=torch.long)[:, None]
+    distance, index = reach.nearest(C, E, at.clamp(0, len(C) - 1), G)
+    return distance.where(distance.isfinite(), torch.nan), index

@@ -193,10 +193,9 @@ def _certified(M: Tensor, G: Tensor, words: Tensor, norm: tuple, enough: Tensor)
 def _nearest(pipe: DiffusionPipeline, G: Tensor, words: Tensor, others: list[str]) -> Tensor:
     """The distance from each word token (n, d) to the nearest word token of `others`; infinite if there are none."""
     if not others:
-        return torch.full((len(words),), torch.inf, dtype=words.dtype, device=words.device)
-    E = textspace.encode(pipe, others)
-    tokens = E[torch.arange(len(others)), [textspace.last_word(pipe, text) for text in others]]
-    return reach.norm(words[:, None] - tokens, G).min(1).values
+        return torch.full_like(words[:, 0], torch.inf)
+    last = torch.tensor([[textspace.last_word(pipe, text)] for text in others])
+    return reach.nearest(words, textspace.encode(pipe, others), last.expand(-1, len(words)), G)[0]
 
 
 def _texts(value: str | list[str], name: str) -> list[str]:

@@ -75,3 +75,15 @@ def _mean_zero(d: int) -> Tensor:
 def norm(X: Tensor, G: Tensor) -> Tensor:
     """|x|_G = sqrt(x^T G x) over the last dimension: (..., d) and (d, d) give (...)."""
     return (X @ G * X).sum(-1).clamp(min=0).sqrt()
+
+
+def nearest(tokens: Tensor, E: Tensor, at: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
+    """For each of tokens (k, d), the least distance |token - other|_G to the tokens of some texts, and whose it is.
+
+    E: (texts, positions, d), of which text n is read at its own positions at[n], (texts, k) long. Infinite and 0 if
+    there are no texts.
+    """
+    if not len(E):
+        return torch.full_like(tokens[:, 0], torch.inf), torch.zeros(len(tokens), dtype=torch.long)
+    best = norm(tokens - E[torch.arange(len(E))[:, None], at], G).min(0)
+    return best.values, best.indices

@@ -1,7 +1,6 @@
 """What the stage notebooks call: victims, attempts, judgements, preservation, sweeps, and the files between stages."""
 
 import copy
-import json
 import time
 from contextlib import contextmanager
 from itertools import product
@@ -213,7 +212,7 @@ def frontier(
             start = "uce_" if n == 0 else ""
             row = {"method": method, "lamb": made[f"{start}lamb"], "preserve_scale": made[f"{start}preserve_scale"]}
             row |= {"rounds": n, "auto": numbers.get("rounds") == "auto"}
-            key = json.dumps([eraser.map.flatten()[:: len(eraser.map) + 1].tolist()])
+            key = eraser.map.numpy().tobytes()
             if key not in measured:  # "auto" may choose rounds that are on the grid
                 measured[key] = _measure(pipe, eraser, judge, world, concept, cases, others, sweep, generate)
             rows.append(row | measured[key])

@@ -20,6 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from random import Random
+from types import ModuleType
 
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
@@ -86,9 +87,7 @@ def names() -> list[str]:
 
 def access(name: str) -> str:
     """The ACCESS of the named attack. Raises ValueError for an unknown name."""
-    if name not in names():
-        raise ValueError(f"there is no attack {name!r}: choose one of {', '.join(names())}")
-    return import_module(f"{__name__}.{name}").ACCESS
+    return _module(name).ACCESS
 
 
 def run(
@@ -106,9 +105,7 @@ def run(
     Raises ValueError for an unknown name, or if there is not one seed per prompt; TypeError for an unknown budget
     item; and what the attack raises.
     """
-    if name not in names():
-        raise ValueError(f"there is no attack {name!r}: choose one of {', '.join(names())}")
-    module = import_module(f"{__name__}.{name}")
+    module = _module(name)
     if isinstance(prompts, str) or not prompts or len(prompts) != len(seeds):
         raise ValueError("prompts and seeds must be lists of one length, one prompt or more")
     common = {"victim", "prompts", "seeds", "original", "concept"}
@@ -120,6 +117,12 @@ def run(
     attempts = module.attack(victim, list(prompts), list(seeds), original=original, concept=concept, **budget)
     attempts.attack, attempts.access, attempts.seconds = name, module.ACCESS, time.perf_counter() - start
     return attempts
+
+
+def _module(name: str) -> ModuleType:
+    if name not in names():
+        raise ValueError(f"there is no attack {name!r}: choose one of {', '.join(names())}")
+    return import_module(f"{__name__}.{name}")
 
 
 def reword(prompts: list[str], seeds: list[int], concept: dict | list[dict], key: str) -> list[str]:
