@@ -18,7 +18,7 @@ from rece.certificate import Certificate, certify
 from rece.emoji.world import World
 from rece.eraser import Eraser
 from rece.generate import generate as draw
-from rece.judge import Judge
+from rece.judges.embedded import Judge
 
 ORIGINAL, CONTROL, ANY = "original", "control", "any"
 

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditio
 
 from rece.emoji import world as worlds
 from rece.emoji.world import World
-from rece.judge import Judge, Verdict
+from rece.judges.embedded import Judge, Verdict
 
 KINDS = ("object", "style", "category", "joint")
 CONCEPT_KEYS = {"kind", "erase", "target"}

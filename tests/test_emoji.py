@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from rece import study
 from rece.emoji import build, images, train, world
 from rece.generate import generate
-from rece.judge import Judge
+from rece.judges.embedded import Judge
 
 WORLD = world.load()
 MODEL, JUDGE = ROOT / "data/emoji-diffusion", ROOT / "data/judge"

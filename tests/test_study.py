@@ -10,7 +10,7 @@ from rece import attacks, figures, metrics, stages, store, study, tables
 from rece.attacks import Attempts
 from rece.emoji import world as worlds
 from rece.eraser import Eraser
-from rece.judge import Judge, Verdict
+from rece.judges.embedded import Judge, Verdict
 
 WORLD = worlds.load()
 SPECS = study.params()["concept"]

@@ -13,7 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from rece.emoji import images, text, train, world
 from rece.emoji.world import World
 from rece.generate import generate as draw
-from rece.judge import Judge
+from rece.judges.embedded import Judge
 
 SIDE = 64  # px
 

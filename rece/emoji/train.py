@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rece.judge import Judge
+from rece.judges.embedded import Judge
 
 
 def to_signed(images) -> torch.Tensor:
