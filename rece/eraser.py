@@ -18,17 +18,27 @@ class Eraser:
     """An edit of every layer that reads the prompt: W' = W @ map; equally, prompt embeddings h (rows) become h @
     map.T.
 
-    map: (d, d) float64 on the CPU. provenance: what it was made from, JSON-able. history: the maps after the UCE
+    map: (d, d) float64 on the CPU. pooled: (p, p) likewise, the map of the pooled embedding, or None where the model
+    reads none or it is left alone. provenance: what it was made from, JSON-able. history: the maps after the UCE
     start and after each round, the last one being `map`; [map] where the steps are not known.
-    Raises ValueError if the map is not a finite square matrix.
+    Raises ValueError if a map is not a finite square matrix.
     """
 
-    def __init__(self, map: Tensor, provenance: dict | None = None, history: list[Tensor] | None = None):
-        if not isinstance(map, Tensor) or map.ndim != 2 or map.shape[0] != map.shape[1] or not map.is_floating_point():
-            raise ValueError("map must be a square matrix of floats")
-        if not torch.isfinite(map).all():
-            raise ValueError("map holds values that are not finite")
+    def __init__(
+        self,
+        map: Tensor,
+        provenance: dict | None = None,
+        history: list[Tensor] | None = None,
+        pooled: Tensor | None = None,
+    ):
+        for name, matrix in ({"map": map} | ({} if pooled is None else {"pooled": pooled})).items():
+            square = isinstance(matrix, Tensor) and matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
+            if not square or not matrix.is_floating_point():
+                raise ValueError(f"{name} must be a square matrix of floats")
+            if not torch.isfinite(matrix).all():
+                raise ValueError(f"{name} holds values that are not finite")
         self.map = solver.precise(map).cpu()
+        self.pooled = None if pooled is None else solver.precise(pooled).cpu()
         self.provenance = dict(provenance or {})
         self.history = [self.map] if history is None else [solver.precise(step).cpu() for step in history]
         self._pipe = lambda: None
@@ -47,20 +57,24 @@ class Eraser:
             return NotImplemented
         if self.map.shape != other.map.shape:
             raise ValueError(f"cannot compose erasers of width {len(self.map)} and {len(other.map)}")
+        pooled = [each.pooled for each in (self, other) if each.pooled is not None]
         made_for = self.provenance.get("text_encoders")
         if made_for and other.provenance.get("text_encoders", made_for) != made_for:
             raise ValueError(f"cannot compose erasers made for {made_for} and {other.provenance['text_encoders']}")
         provenance = {"text_encoders": made_for} if made_for else {}
         provenance["composed"] = [self.provenance, other.provenance]
         composed = Eraser(
-            self.map @ other.map, provenance, [*self.history, *(self.map @ step for step in other.history)]
+            self.map @ other.map,
+            provenance,
+            [*self.history, *(self.map @ step for step in other.history)],
+            torch.linalg.multi_dot(pooled) if len(pooled) == 2 else next(iter(pooled), None),
         )
         composed._pipe = self._pipe
         return composed
 
     @cached_property
     def rank(self) -> int:
-        """How many directions of the text space the edit changes, at float32's resolution of the weights."""
+        """How many directions of the token space the edit changes, at float32's resolution of the weights."""
         return solver.factor(self.map)[0].shape[1]
 
     def loss(self, rank: int) -> float:
@@ -78,7 +92,7 @@ class Eraser:
             raise ValueError(f"this eraser is for text width {len(self.map)}, but the pipeline's is {d}")
         if made_for and textspace.encoders(pipe) != made_for:
             raise ValueError(f"this eraser is for {made_for}, but the pipeline has {textspace.encoders(pipe)}")
-        textspace.fuse(pipe, self.map)
+        textspace.fuse(pipe, self.map, self.pooled)
         self._pipe = weakref.ref(pipe)
         return pipe
 
@@ -87,9 +101,11 @@ class Eraser:
 
         Raises ValueError if the pipeline carries no eraser, or another one.
         """
-        carried = textspace.fused(pipe)
-        if carried is not None and not torch.equal(carried, self.map):
-            raise ValueError("the pipeline carries another eraser: remove that one")
+        if textspace.fused(pipe) is not None:
+            for path, map in {"tokens": self.map, "pooled": self.pooled}.items():
+                carried = textspace.fused(pipe, path)
+                if (carried is None) != (map is None) or (map is not None and not torch.equal(carried, map)):
+                    raise ValueError("the pipeline carries another eraser: remove that one")
         textspace.restore(pipe)
         return pipe
 
@@ -99,6 +115,8 @@ class Eraser:
         With history=True the maps of the single steps too. Missing folders are made.
         """
         tensors = {"map": self.map.contiguous()}
+        if self.pooled is not None:
+            tensors["pooled"] = self.pooled.contiguous()
         if history:
             tensors |= {f"history.{step:04d}": map.clone() for step, map in enumerate(self.history)}
         files.write(tensors, Path(path), {"format": "pt", "rece": json.dumps(self.provenance)})
@@ -113,10 +131,10 @@ class Eraser:
             with safe_open(path, framework="pt") as file:
                 provenance = json.loads((file.metadata() or {})["rece"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-            map = tensors.pop("map")
+            map, pooled = tensors.pop("map"), tensors.pop("pooled", None)
         except (SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{path} is not a whole eraser file, make it again with Eraser.save ({error})") from None
-        return cls(map, provenance, [tensors[name] for name in sorted(tensors)] or None)
+        return cls(map, provenance, [tensors[name] for name in sorted(tensors)] or None, pooled)
 
     def save_lora(
         self,
@@ -129,32 +147,46 @@ class Eraser:
         """Write folder/pytorch_lora_weights.safetensors, which plain `pipe.load_lora_weights(folder)` loads.
 
         map = I + U V^T, so V^T is the `lora_A` of all modules and W U the `lora_B` of each. One rank for all: the
-        numerical one, or less if asked; then a warning says how much of the edit is lost.
+        numerical one, or less if asked; then a warning says how much of the edit is lost. The modules that read the
+        pooled embedding get the same rank, filled up with zeros.
         pipe: whose weights W to use; by default the pipeline the eraser was made with or last applied to. Its original
-        weights are used, whether or not an eraser is applied. Returns the loss, see `Eraser.loss`.
-        Raises ValueError if no pipeline is known or it does not fit. Source: ours.
+        weights are used, whether or not an eraser is applied. Returns the loss, see `Eraser.loss`; of two maps the
+        larger one.
+        Raises ValueError if no pipeline is known, it does not fit, or its class loads no LoRA. Source: ours.
         """
         pipe = self._pipe() if pipe is None else pipe
         if pipe is None:
             raise ValueError(
                 "pipe must be given: this eraser knows no pipeline whose weights the LoRA could be made from"
             )
-        weights = textspace.originals(pipe)
+        if not hasattr(pipe, "load_lora_weights"):
+            kind = type(pipe).__name__
+            raise ValueError(
+                f"pipe must be a pipeline that loads LoRAs, which {kind} does not: save its weights instead"
+            )
         if textspace.width(pipe) != len(self.map):
             raise ValueError(
                 f"this eraser is for text width {len(self.map)}, but the pipeline's is {textspace.width(pipe)}"
             )
-        U, V, loss = solver.factor(self.map, rank)
+        factors = {"tokens": solver.factor(self.map, rank)}
+        if self.pooled is not None:
+            factors["pooled"] = solver.factor(self.pooled, None if rank is None else min(rank, len(self.pooled)))
+        r = max(1, *(U.shape[1] for U, _, _ in factors.values()))
+        loss = max(loss for _, _, loss in factors.values())
         if rank is not None and rank < self.rank:
             warnings.warn(
                 f"rank {rank} of {self.rank}: the LoRA lacks {loss:.1%} of the edit (Frobenius)", stacklevel=2
             )
-        if not U.shape[1]:
-            U, V = torch.zeros(len(self.map), 1, dtype=U.dtype), torch.zeros(len(self.map), 1, dtype=U.dtype)
         tensors = {}
-        for name, W in weights.items():
-            tensors[f"unet.{name}.lora_A.weight"] = V.T.to(dtype, copy=True).contiguous()
-            tensors[f"unet.{name}.lora_B.weight"] = (solver.precise(W).cpu() @ U).to(dtype).contiguous()
-        note = {"format": "pt", "rece": json.dumps(self.provenance | {"lora_rank": U.shape[1], "lora_loss": loss})}
+        for path, (U, V, _) in factors.items():
+            U, V = (torch.nn.functional.pad(side, (0, r - side.shape[1])) for side in (U, V))
+            layers = textspace.prompt_layers(pipe, path)
+            for name, W in textspace.originals(pipe, path).items():
+                others = layers[name].in_features - len(V)  # columns that read no text
+                down = torch.nn.functional.pad(V.T, (0, others))
+                key = f"{textspace.part(pipe)}.{name}"
+                tensors[f"{key}.lora_A.weight"] = down.to(dtype, copy=True).contiguous()
+                tensors[f"{key}.lora_B.weight"] = (solver.precise(W).cpu() @ U).to(dtype).contiguous()
+        note = {"format": "pt", "rece": json.dumps(self.provenance | {"lora_rank": r, "lora_loss": loss})}
         files.write(tensors, Path(folder, "pytorch_lora_weights.safetensors"), note)
         return loss

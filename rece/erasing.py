@@ -40,6 +40,8 @@ def erase(
     preserve_rounds: list[str] | None = None,
     others: list[str] | None = None,
     relative: bool = False,
+    uce_tokens: str = "rest",
+    pooled: bool = True,
     progress: bool = True,
 ) -> Eraser:
     """Compute the eraser of one or more concepts; the pipeline is read, not changed.
@@ -64,6 +66,11 @@ def erase(
         start (its script lowers uce_preserve_scale to max(0.1, 1 / n) where n texts are preserved; here it is what
         you give).
     derive_lamb, reg: of the derived embedding, see `solver.derive`; reg="target" pulls towards the concept's target.
+    uce_tokens: which tokens the UCE start edits and preserves. "rest" is the form above. "last" is the form of UCE's
+        code of 2025: the last word's token alone, of concept, target and preserved texts alike (there target "" and
+        no preserved text by default: preserve_uce=[]).
+    pooled: where the model reads a pooled prompt embedding beside the tokens (SDXL, SD3, FLUX), edit that path too,
+        by the same formulas and numbers with one row per text. UCE's code does so for FLUX and not for SDXL.
     relative: give every lambda relative to the text space: with s = |token|^2 / 768, averaged over the tokens of ""
         and about 1 for SD 1.x, lamb and uce_lamb are multiplied by s and derive_lamb, which has the unit of a squared
         weight, is divided by it. Then the result does not depend on the unit in which a model measures its embeddings.
@@ -97,6 +104,8 @@ def erase(
         others = _texts(others, "others")
         if not auto:
             raise ValueError('others is read by rounds="auto" alone: leave it out, or set rounds')
+    if uce_tokens not in ("rest", "last"):
+        raise ValueError(f'uce_tokens must be "rest" or "last", not {uce_tokens!r}')
     if reg not in solver.REGULARISERS:
         raise ValueError(f"reg must be one of {', '.join(solver.REGULARISERS)}, not {reg!r}")
     for name in ("lamb", "erase_scale", "derive_lamb", "uce_lamb", "uce_erase_scale"):
@@ -106,54 +115,77 @@ def erase(
     if textspace.fused(pipe) is not None:
         raise ValueError("the pipeline carries an eraser: remove it before computing another one")
 
-    norm = textspace.final_norm(pipe) if auto else None
+    settings |= {"target": targets, "preserve_uce": for_start, "preserve_rounds": for_rounds}
+    paths = textspace.paths(pipe) if pooled else ("tokens",)
     limit = MAX_ROUNDS if auto else rounds
-    steps = tqdm(total=3 + limit, desc="erase", delay=1, leave=False, disable=not progress)
-    G = textspace.gram(pipe)
+    with tqdm(total=(3 + limit) * len(paths), desc="erase", delay=1, leave=False, disable=not progress) as steps:
+        solved = {path: _solve(pipe, path, concepts, settings, steps) for path in paths}
+    history, scale = solved["tokens"]
+    provenance = {
+        **origin(pipe),
+        "concepts": concepts,
+        **settings,
+        "rounds_run": len(history) - 1,
+        "token_scale": scale,
+    }
+    eraser = Eraser(history[-1], provenance, history, solved["pooled"][0][-1] if "pooled" in solved else None)
+    eraser._pipe = weakref.ref(pipe)
+    return eraser
+
+
+def _solve(
+    pipe: DiffusionPipeline, path: str, concepts: list[str], settings: dict, steps: tqdm
+) -> tuple[list[Tensor], float]:
+    """The maps of one path after the UCE start and after each round, and the path's token scale.
+
+    settings: the keywords of `erase`, with one target per concept and both preserve lists.
+    """
+    lamb, uce_lamb, derive_lamb = (settings[name] for name in ("lamb", "uce_lamb", "derive_lamb"))
+    targets, reg, last = settings["target"], settings["reg"], settings["uce_tokens"] == "last"
+    auto = settings["rounds"] == "auto"
+    norm, limit = (textspace.final_norm(pipe), MAX_ROUNDS) if auto else (None, settings["rounds"])
+    G = textspace.gram(pipe, path)
     steps.update()
     texts = list(dict.fromkeys([*concepts, *targets]))
-    embeds = dict(zip(texts, textspace.encode(pipe, texts).to(G.device), strict=True))
-    C, T = torch.stack([embeds[text] for text in concepts]), torch.stack([embeds[text] for text in targets])
-    P_start, P_rounds = (textspace.encode_rows(pipe, kept) if kept else None for kept in (for_start, for_rounds))
-    scale = textspace.encode(pipe, [""]).square().sum(-1).mean().item() / SD_TOKEN if relative else 1.0
+    embeds = dict(zip(texts, textspace.encode(pipe, texts, path=path).to(G.device), strict=True))
+    C = torch.stack([embeds[text] for text in concepts])
+    T = torch.stack([_filled(embeds[text]) for text in targets])
+    P_start, P_rounds = (
+        textspace.encode_rows(pipe, kept, path=path, last=one) if kept else None
+        for kept, one in ((settings["preserve_uce"], last), (settings["preserve_rounds"], False))
+    )
+    scale = _token_scale(textspace.encode(pipe, [""], path=path)) if settings["relative"] else 1.0
     steps.update()
 
-    cuts = [
-        textspace.slices(textspace.last_word(pipe, c), textspace.last_word(pipe, t), C.shape[1])
-        for c, t in zip(concepts, targets, strict=True)
-    ]
-    K_start = torch.cat([C[n, cut] for n, (cut, _) in enumerate(cuts)])
-    T_start = torch.cat([T[n, cut] for n, (_, cut) in enumerate(cuts)])
+    pairs = list(zip(concepts, targets, strict=True))
+    if last:
+        cuts = [tuple(textspace.last_words(pipe, text, path) for text in pair) for pair in pairs]
+    else:
+        cuts = [textspace.matched(pipe, *pair, path) for pair in pairs]
+    K_start = torch.cat([C[n, rows] for n, (rows, _) in enumerate(cuts)])
+    T_start = torch.cat([T[n, rows] for n, (_, rows) in enumerate(cuts)])
+    scales = {name: settings[f"uce_{name}"] for name in ("erase_scale", "preserve_scale")}
     with _remedy("uce_lamb"):
-        M = solver.edit_map(
-            K_start,
-            T_start,
-            P_start,
-            lamb=uce_lamb * scale,
-            erase_scale=uce_erase_scale,
-            preserve_scale=uce_preserve_scale,
-        )
+        M = solver.edit_map(K_start, T_start, P_start, lamb=uce_lamb * scale, **scales)
     history = [M]
     steps.update()
     if auto:
-        words = torch.stack([C[n, cut.start] for n, (cut, _) in enumerate(cuts)])
-        enough = _nearest(pipe, G, words, [text for text in others or [] if text not in concepts])
+        words = torch.stack([C[n, rows[0]] for n, (rows, _) in enumerate(cuts)])
+        others = [text for text in settings["others"] or [] if text not in concepts]
+        enough = _nearest(pipe, G, words, others)
         (reached, done), best = _certified(M, G, words, norm, enough), 0
         most = reached
     C, T = C.flatten(0, 1), T.flatten(0, 1)
+    read = C.any(-1)  # positions that the model masks out are zero
+    C, T = C[read], T[read]
     K_all, T_all = [K_start], [T_start]
+    scales = {name: settings[name] for name in ("erase_scale", "preserve_scale")}
     while len(history) <= limit and not (auto and done):
         with _remedy("derive_lamb"):
             derived = solver.derive(M, G, C, lamb=derive_lamb / scale, reg=reg, target=T)
+        anchored = settings["anchored"]
         K_all, T_all = ([*K_all, derived], [*T_all, T]) if anchored else ([derived], [T])
-        edit = solver.edit_map(
-            torch.cat(K_all),
-            torch.cat(T_all),
-            P_rounds,
-            lamb=lamb * scale,
-            erase_scale=erase_scale,
-            preserve_scale=preserve_scale,
-        )
+        edit = solver.edit_map(torch.cat(K_all), torch.cat(T_all), P_rounds, lamb=lamb * scale, **scales)
         M = edit if anchored else M @ edit
         history.append(M)
         steps.update()
@@ -163,25 +195,20 @@ def erase(
                 most, best = reached, len(history) - 1
             elif len(history) - 1 >= best + PATIENCE:
                 break
-    if auto:
-        history = history[: best + 1]
-        M = history[-1]
-    steps.close()
+    return history[: best + 1] if auto else history, scale
 
-    settings |= {"target": targets, "preserve_uce": for_start, "preserve_rounds": for_rounds}
-    provenance = {
-        "base_model": _base_model(pipe),
-        "pipeline": type(pipe).__name__,
-        "text_encoders": textspace.encoders(pipe),
-        "concepts": concepts,
-        **settings,
-        "rounds_run": len(history) - 1,
-        "token_scale": scale,
-        "versions": _versions(),
-    }
-    eraser = Eraser(M, provenance, history)
-    eraser._pipe = weakref.ref(pipe)
-    return eraser
+
+def _filled(T: Tensor) -> Tensor:
+    """A target (positions, d) whose masked positions, which are zero, are filled up with its last one: a concept may
+    be longer than its target."""
+    read = T.any(-1).nonzero()[:, 0]
+    return T if len(read) in (0, len(T)) else torch.where(T.any(-1)[:, None], T, T[read[-1]])
+
+
+def _token_scale(embeds: Tensor) -> float:
+    """Mean squared norm of the tokens that are read, in units of SD_TOKEN."""
+    tokens = embeds.flatten(0, 1)
+    return tokens[tokens.any(-1)].square().sum(-1).mean().item() / SD_TOKEN
 
 
 def _certified(M: Tensor, G: Tensor, words: Tensor, norm: tuple, enough: Tensor) -> tuple[float, bool]:
@@ -212,6 +239,16 @@ def _remedy(name: str):
         yield
     except ValueError as error:
         raise ValueError(str(error).replace("raise lamb", f"raise {name}")) from None
+
+
+def origin(pipe: DiffusionPipeline) -> dict:
+    """What a pipeline is and with which versions it is worked on, for an eraser's provenance."""
+    return {
+        "base_model": _base_model(pipe),
+        "pipeline": type(pipe).__name__,
+        "text_encoders": textspace.encoders(pipe),
+        "versions": _versions(),
+    }
 
 
 def _base_model(pipe: DiffusionPipeline) -> str:

@@ -1,12 +1,13 @@
-"""The text space of a pipeline: which layers read the prompt embedding, and how to read, edit and restore them.
+"""The text space of a pipeline: which layers read the prompt, and how to encode for them, edit them and restore them.
 
-Works on any pipeline like StableDiffusionPipeline (SD 1.x, 2.x, XL): a UNet whose cross-attention reads the prompt
-embedding that `pipe.encode_prompt` returns. SDXL's pooled embedding, which enters through the time embedding, is not
-part of it.
+A family of models reads the prompt on one or two paths: "tokens", the embedding with one row per token, and in some
+families "pooled", one vector for the whole prompt, which is a text space of its own with a single position. FAMILIES
+says which linear layers read each path; every one of them is edited in the same way, W' = W M with the path's own M.
 """
 
+import inspect
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from diffusers import DiffusionPipeline
@@ -15,63 +16,181 @@ from tqdm import tqdm
 
 from rece import solver
 
-# The one place that says which layers read the prompt: part of the pipeline -> endings of module names.
-READERS = {"unet": (".attn2.to_k", ".attn2.to_v")}
+PATHS = ("tokens", "pooled")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a family reads one path.
+
+    layers: endings of the names of the linear layers. output: which of `encode_prompt`'s results the embedding is.
+    tokenizers: those whose tokens stand in it one after another; none for a pooled embedding. mask: which of the
+    results says what positions are read, if not all are. projected_by: the text encoder whose projection_dim is the
+    number of input columns that are text, if the layers read more than text.
+    """
+
+    layers: tuple[str, ...]
+    output: int
+    tokenizers: tuple[str, ...] = ()
+    mask: int | None = None
+    projected_by: str | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of pipelines: the part that holds the model, its class (None: any), and how it reads each path.
+
+    encode: further keywords of `encode_prompt`.
+    """
+
+    part: str
+    model: str | None
+    readers: dict[str, Reader]
+    encode: dict = field(default_factory=lambda: {"do_classifier_free_guidance": False})
+
+
+ATTENTION = (".attn2.to_k", ".attn2.to_v")
+POOLED = (".text_embedder.linear_1",)
+
+# The one place that says which layers read the prompt.
+FAMILIES = {
+    "Stable Diffusion 1.x, 2.x": Family("unet", None, {"tokens": Reader(ATTENTION, 0, ("tokenizer",))}),
+    "Stable Diffusion XL": Family(
+        "unet",
+        None,
+        {
+            "tokens": Reader(ATTENTION, 0, ("tokenizer",)),
+            "pooled": Reader(("add_embedding.linear_1",), 2, projected_by="text_encoder_2"),
+        },
+    ),
+    "Stable Diffusion 3, 3.5": Family(
+        "transformer",
+        "SD3Transformer2DModel",
+        {"tokens": Reader(("context_embedder",), 0, ("tokenizer", "tokenizer_3")), "pooled": Reader(POOLED, 2)},
+        {"do_classifier_free_guidance": False, "prompt_2": None, "prompt_3": None},
+    ),
+    "FLUX.1": Family(
+        "transformer",
+        "FluxTransformer2DModel",
+        {"tokens": Reader(("context_embedder",), 0, ("tokenizer_2",)), "pooled": Reader(POOLED, 1)},
+        {},
+    ),
+    "PixArt-alpha, -sigma": Family(
+        "transformer",
+        "PixArtTransformer2DModel",
+        {"tokens": Reader(("caption_projection.linear_1",), 0, ("tokenizer",), mask=1)},
+    ),
+}
 
 KEPT = "_rece_kept"  # attribute of an edited model: its Kept
 
 
 @dataclass
 class Kept:
-    """What `fuse` leaves on an edited model: the map, and the original weights on the CPU by layer name."""
+    """What `fuse` leaves on an edited model: the map of each path, and the original weights on the CPU by layer."""
 
-    map: Tensor
+    maps: dict[str, Tensor]
     weights: dict[str, Tensor]
+
+
+def family(pipe: DiffusionPipeline) -> Family:
+    """The row of FAMILIES that a pipeline belongs to. Raises TypeError, listing what is supported, for any other."""
+    found = None
+    unet, transformer = (getattr(pipe, part, None) for part in ("unet", "transformer"))
+    if hasattr(pipe, "encode_prompt"):
+        if isinstance(unet, torch.nn.Module):
+            xl = getattr(unet.config, "addition_embed_type", None) == "text_time"
+            found = "Stable Diffusion XL" if xl else "Stable Diffusion 1.x, 2.x"
+        elif isinstance(transformer, torch.nn.Module):
+            kind = type(_bare(transformer)).__name__
+            found = next((name for name, one in FAMILIES.items() if one.model == kind), None)
+    if found is None:
+        supported = ", ".join(FAMILIES)
+        kind = type(transformer).__name__ if isinstance(transformer, torch.nn.Module) else type(pipe).__name__
+        raise TypeError(f"pipe must be a text-to-image pipeline of one of {supported}; {kind} is not supported")
+    return FAMILIES[found]
+
+
+def part(pipe: DiffusionPipeline) -> str:
+    """The name of the part that reads the prompt: "unet" or "transformer"."""
+    return family(pipe).part
 
 
 def model(pipe: DiffusionPipeline) -> torch.nn.Module:
     """The part of the pipeline that reads the prompt embedding. Raises TypeError if there is none."""
-    return getattr(pipe, _part(pipe))
+    return getattr(pipe, part(pipe))
 
 
-def prompt_layers(pipe: DiffusionPipeline) -> dict[str, torch.nn.Linear]:
-    """All linear layers that read the prompt embedding, by their module name in the model, in the model's order.
+def paths(pipe: DiffusionPipeline) -> tuple[str, ...]:
+    """The paths on which the pipeline's family reads text: ("tokens",) or ("tokens", "pooled")."""
+    return tuple(family(pipe).readers)
 
-    Raises TypeError if the pipeline is of an unknown kind, ValueError if a layer is missing, wrapped (LoRA), fused
-    (QKV) or quantised, or if the layers do not all read one width.
+
+def prompt_layers(pipe: DiffusionPipeline, path: str = "tokens") -> dict[str, torch.nn.Linear]:
+    """All linear layers that read the prompt on a path, by their module name in the model, in the model's order.
+
+    Raises TypeError if the pipeline is of an unknown kind, ValueError if it has no such path, or if a layer is
+    missing, wrapped (LoRA), fused (QKV), compiled, quantised or on disk, or if the layers do not all read one width.
     """
-    part = _part(pipe)
-    modules = dict(getattr(pipe, part).named_modules())
-    layers = {name: module for name, module in modules.items() if name.endswith(READERS[part])}
+    one = family(pipe)
+    if path not in one.readers:
+        raise ValueError(f"path must be one of {', '.join(one.readers)} for this pipeline, not {path!r}")
+    reader, whole = one.readers[path], getattr(pipe, one.part)
+    if whole is not _bare(whole) or any(getattr(m, "_compiled_call_impl", None) for m in whole.modules()):
+        raise ValueError(f"pipe.{one.part} is compiled: edit the model first and compile it afterwards")
+    modules = dict(whole.named_modules())
+    layers = {name: module for name, module in modules.items() if name.endswith(reader.layers)}
     if not layers:
-        raise ValueError(f"pipe.{part} has no layer named *{' or *'.join(READERS[part])}: fused or unknown attention")
+        raise ValueError(f"pipe.{one.part} has no layer named *{' or *'.join(reader.layers)}: unknown architecture")
     for name, layer in layers.items():
         if not isinstance(layer, torch.nn.Linear) or not layer.weight.is_floating_point():
             kind = type(layer).__name__
             raise ValueError(
-                f"pipe.{part}.{name} is a {kind}, not a plain Linear: unload adapters and quantisation first"
+                f"pipe.{one.part}.{name} is a {kind}, not a plain Linear: unload adapters and quantisation first"
             )
+        if type(getattr(modules[name.rpartition(".")[0]], "processor", None)).__name__.startswith("Fused"):
+            raise ValueError(
+                f"pipe.{one.part} has fused QKV projections: call pipe.{one.part}.unfuse_qkv_projections()"
+            )
+        weight_of(layer)
     widths = {layer.in_features for layer in layers.values()}
     if len(widths) > 1:
-        raise ValueError(f"the layers of pipe.{part} read prompts of several widths {sorted(widths)}: not supported")
-    if any(layer.weight.is_meta for layer in layers.values()):
-        raise ValueError(f"the weights of pipe.{part} are not in memory: edit before enabling sequential CPU offload")
-    projected = getattr(model(pipe).config, "encoder_hid_dim", None)
+        raise ValueError(
+            f"the layers of pipe.{one.part} read prompts of several widths {sorted(widths)}: not supported"
+        )
+    projected = getattr(whole.config, "encoder_hid_dim", None)
     if projected is not None:
         raise ValueError(
-            f"pipe.{part} projects the prompt embedding (encoder_hid_dim={projected}) first: not supported"
+            f"pipe.{one.part} projects the prompt embedding (encoder_hid_dim={projected}) first: not supported"
         )
     return layers
 
 
-def width(pipe: DiffusionPipeline) -> int:
-    """d, the width of the prompt embedding."""
-    return next(iter(prompt_layers(pipe).values())).in_features
+def weight_of(layer: torch.nn.Linear) -> Tensor:
+    """The layer's weight where it can be read and edited: its own, or the CPU copy of a sequential offload.
+
+    Raises ValueError if it is offloaded to disk.
+    """
+    if not layer.weight.is_meta:
+        return layer.weight
+    stored = getattr(getattr(layer, "_hf_hook", None), "weights_map", None)
+    held = None if stored is None else stored["weight"]
+    if held is None or held.is_meta or held.data_ptr() != stored["weight"].data_ptr():
+        raise ValueError("the weights are not in memory (offloaded to disk): edit before enabling that offload")
+    return held
+
+
+def width(pipe: DiffusionPipeline, path: str = "tokens") -> int:
+    """d, the width of the embedding of a path."""
+    layers, reader = prompt_layers(pipe, path), family(pipe).readers[path]
+    if reader.projected_by is not None:
+        return getattr(pipe, reader.projected_by).config.projection_dim
+    return next(iter(layers.values())).in_features
 
 
 def encoders(pipe: DiffusionPipeline) -> list[str]:
     """What the text encoders are, in words: a map fits only pipelines that share them."""
-    found = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2")]
+    found = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
     return [
         f"{type(e).__name__} width {e.config.hidden_size}, {e.config.num_hidden_layers} layers, "
         f"{e.config.vocab_size} tokens"
@@ -80,39 +199,43 @@ def encoders(pipe: DiffusionPipeline) -> list[str]:
     ]
 
 
-def gram(pipe: DiffusionPipeline) -> Tensor:
-    """G = sum W^T W over the layers that read the prompt, as they are now: (d, d) float64 on their device.
+def gram(pipe: DiffusionPipeline, path: str = "tokens") -> Tensor:
+    """G = sum W^T W over the layers that read a path, as they are now: (d, d) float64 on their device.
 
     Raises ValueError naming the layer if a weight is not finite.
     """
-    layers = prompt_layers(pipe)
-    for name, layer in layers.items():
-        if not torch.isfinite(layer.weight).all():
+    d = width(pipe, path)
+    weights = {name: weight_of(layer)[:, :d] for name, layer in prompt_layers(pipe, path).items()}
+    for name, weight in weights.items():
+        if not torch.isfinite(weight).all():
             raise ValueError(f"the weight of {name} holds values that are not finite: reload the model")
-    return solver.gram(layer.weight for layer in layers.values())
+    return solver.gram(weights.values())
 
 
 @torch.no_grad()
-def encode(pipe: DiffusionPipeline, prompts: list[str], batch_size: int = 64) -> Tensor:
-    """The embeddings the cross-attention reads: (n, positions, d) float64 on the pipeline's device (CPU for MPS).
+def encode(pipe: DiffusionPipeline, prompts: list[str], batch_size: int = 64, path: str = "tokens") -> Tensor:
+    """The embeddings the model reads: (n, positions, d) float64 on the pipeline's device (CPU for MPS).
 
-    Encoded in the text encoder's own dtype. Shows a bar if it takes more than a second.
+    Of the pooled path there is one position. Positions that the model masks out are zero. Encoded in the text
+    encoder's own dtype. Shows a bar if it takes more than a second.
     Raises ValueError if prompts is empty or an embedding is not finite.
     """
     if isinstance(prompts, str) or not prompts:
         raise ValueError("prompts must be a list of at least one text")
     starts = tqdm(range(0, len(prompts), batch_size), desc="encode", delay=1, leave=False)
-    embeds = torch.cat([_encode(pipe, prompts[start : start + batch_size]) for start in starts])
+    embeds = torch.cat([_encode(pipe, prompts[start : start + batch_size], path) for start in starts])
     if not torch.isfinite(embeds).all():
         raise ValueError("the text encoder returns values that are not finite: reload the model, or use another dtype")
     return embeds
 
 
-def encode_rows(pipe: DiffusionPipeline, prompts: list[str], batch_size: int = 64) -> Tensor:
+def encode_rows(
+    pipe: DiffusionPipeline, prompts: list[str], batch_size: int = 64, path: str = "tokens", last: bool = False
+) -> Tensor:
     """Rows R with R^T R = P^T P for P = all tokens of all prompts: (at most d + positions * batch_size, d) float64.
 
     Preserve sets enter the closed form through P^T P alone, so thousands of prompts fit in the triangle of a QR. A
-    text that is given several times is encoded once and weighted.
+    text that is given several times is encoded once and weighted. last: take each prompt's last word token alone.
     """
     if not prompts:
         raise ValueError("prompts must be a list of at least one text")
@@ -121,25 +244,44 @@ def encode_rows(pipe: DiffusionPipeline, prompts: list[str], batch_size: int = 6
     for start in range(0, len(texts), batch_size):
         some = texts[start : start + batch_size]
         weight = torch.tensor([counts[text] for text in some], dtype=torch.float64).sqrt()
-        embeds = encode(pipe, some, batch_size)
+        embeds = encode(pipe, some, batch_size, path)
+        if last:
+            embeds = torch.stack([rows[last_words(pipe, text, path)] for rows, text in zip(embeds, some, strict=True)])
         batch = (embeds * weight.to(embeds.device)[:, None, None]).flatten(0, 1)
         rows = batch if rows is None else torch.linalg.qr(torch.cat([rows, batch]), mode="r").R
     return rows
 
 
 def last_word(pipe: DiffusionPipeline, prompt: str) -> int:
-    """The position of the prompt's last token before the end token; 0, the start token, for an empty prompt."""
-    tokens = pipe.tokenizer(prompt, padding="max_length", max_length=pipe.tokenizer.model_max_length, truncation=True)
-    return sum(tokens.attention_mask) - 2
+    """The position of the prompt's last token before the end token; 0 for an empty prompt.
+
+    Of several tokenizers' positions (Stable Diffusion 3) it is the first one's.
+    """
+    return last_words(pipe, prompt)[0]
 
 
-def slices(concept_index: int, target_index: int, positions: int) -> tuple[slice, slice]:
-    """The rows of a concept and of its target that UCE matches: from the last word on, trimmed to equal length.
+def last_words(pipe: DiffusionPipeline, prompt: str, path: str = "tokens") -> list[int]:
+    """The positions of the prompt's last word token, one for each tokenizer of the path; [0] of the pooled path."""
+    tidy = getattr(pipe, "_text_preprocessing", None)  # PixArt lowers and strips its prompts
+    text, found = tidy(prompt)[0] if tidy else prompt, []
+    for start, end, tokenizer in _segments(pipe, path):
+        tokens = tokenizer(text, max_length=end - start, truncation=True).attention_mask if tokenizer else []
+        found.append(start + max(0, sum(tokens) - 2))
+    return found
 
+
+def matched(pipe: DiffusionPipeline, concept: str, target: str, path: str = "tokens") -> tuple[list[int], list[int]]:
+    """The rows of a concept's embedding and those of its target's that UCE matches, one by one.
+
+    From the last word on, trimmed to equal length, for each tokenizer of the path; the one row of the pooled path.
     Source: UCE's first code, which RECE builds on.
     """
-    length = positions - max(concept_index, target_index)
-    return slice(concept_index, concept_index + length), slice(target_index, target_index + length)
+    rows, aims = [], []
+    last = zip(last_words(pipe, concept, path), last_words(pipe, target, path), strict=True)
+    for (i, j), (_, end, _) in zip(last, _segments(pipe, path), strict=True):
+        rows += range(i, i + end - max(i, j))
+        aims += range(j, j + end - max(i, j))
+    return rows, aims
 
 
 def final_norm(pipe: DiffusionPipeline) -> tuple[Tensor, Tensor, float]:
@@ -165,76 +307,104 @@ def final_norm(pipe: DiffusionPipeline) -> tuple[Tensor, Tensor, float]:
 
 
 @torch.no_grad()
-def fuse(pipe: DiffusionPipeline, M: Tensor) -> None:
+def fuse(pipe: DiffusionPipeline, M: Tensor, pooled: Tensor | None = None) -> None:
     """Replace every W by W M in the weight's own dtype and device (half types are computed in float32), in place.
 
+    M: (d, d) for the layers that read tokens; pooled: (p, p) for those that read the pooled embedding, or None.
     Layer by layer: beside one layer, only the original weights of these layers are kept, on the CPU.
-    Raises ValueError, and changes nothing, if the model is edited already, M does not fit or anything is not finite.
+    Raises ValueError, and changes nothing, if the model is edited already, a map does not fit or is not finite.
     """
-    layers, part = prompt_layers(pipe), model(pipe)
-    d = width(pipe)
-    if hasattr(part, KEPT):
+    maps = {"tokens": M} if pooled is None else {"tokens": M, "pooled": pooled}
+    whole = model(pipe)
+    if hasattr(whole, KEPT):
         raise ValueError("the pipeline carries an eraser already: remove it first, or compose the two with @")
-    if M.shape != (d, d):
-        raise ValueError(f"the map is {tuple(M.shape)}, but this pipeline's prompt embedding has width {d}")
-    if not torch.isfinite(M).all():
-        raise ValueError("the map holds values that are not finite")
-    for name, layer in layers.items():
-        if not torch.isfinite(layer.weight).all():
+    changes = {}
+    for path, map in maps.items():
+        d = width(pipe, path)
+        if map.shape != (d, d):
+            raise ValueError(f"the map of {path} is {tuple(map.shape)}, but this pipeline's embedding has width {d}")
+        if not torch.isfinite(map).all():
+            raise ValueError(f"the map of {path} holds values that are not finite")
+        change = solver.precise(map)
+        changes[path] = change - torch.eye(d, dtype=change.dtype, device=change.device)
+    todo = [(path, name, layer) for path in maps for name, layer in prompt_layers(pipe, path).items()]
+    for _, name, layer in todo:
+        if not torch.isfinite(weight_of(layer)).all():
             raise ValueError(f"the weight of {name} holds values that are not finite: reload the model")
-    change = solver.precise(M)
-    change = change - torch.eye(d, dtype=change.dtype, device=change.device)
-    kept = Kept(M.detach().cpu().clone(), {})
-    setattr(part, KEPT, kept)
+    kept = Kept({path: map.detach().cpu().clone() for path, map in maps.items()}, {})
+    setattr(whole, KEPT, kept)
     try:
-        for name, layer in layers.items():
-            weight = layer.weight
+        for path, name, layer in todo:
+            whole_weight = weight_of(layer)
+            weight = whole_weight[:, : len(changes[path])]
             dtype = torch.promote_types(weight.dtype, torch.float32)
             W = weight.to(dtype)
-            edited = torch.addmm(W, W, change.to(dtype).to(weight.device)).to(weight.dtype)
+            edited = torch.addmm(W, W, changes[path].to(dtype).to(weight.device)).to(weight.dtype)
             if not torch.isfinite(edited).all():
                 raise ValueError(f"the edited weight of {name} overflows {weight.dtype}: use a wider dtype")
-            kept.weights[name] = weight.detach().to("cpu", copy=True)
+            kept.weights[name] = whole_weight.detach().to("cpu", copy=True)
             weight.copy_(edited)
     except BaseException:
         restore(pipe)
         raise
 
 
-def fused(pipe: DiffusionPipeline) -> Tensor | None:
-    """The map the pipeline carries, (d, d) on the CPU, or None."""
+def fused(pipe: DiffusionPipeline, path: str = "tokens") -> Tensor | None:
+    """The map the pipeline carries on a path, (d, d) on the CPU, or None."""
     kept = getattr(model(pipe), KEPT, None)
-    return None if kept is None else kept.map
+    return None if kept is None else kept.maps.get(path)
 
 
 @torch.no_grad()
 def restore(pipe: DiffusionPipeline) -> None:
     """Put back the very bits that `fuse` found. Raises ValueError if the pipeline carries no eraser."""
-    if fused(pipe) is None:
+    whole = model(pipe)
+    kept = getattr(whole, KEPT, None)
+    if kept is None:
         raise ValueError("the pipeline carries no eraser: there is nothing to remove")
-    layers = prompt_layers(pipe)
-    for name, weight in originals(pipe).items():
-        layers[name].weight.copy_(weight)
-    delattr(model(pipe), KEPT)
+    layers = dict(_bare(whole).named_modules())
+    for name, weight in kept.weights.items():
+        weight_of(layers[name]).copy_(weight)
+    delattr(whole, KEPT)
 
 
-def originals(pipe: DiffusionPipeline) -> dict[str, Tensor]:
-    """The weights of the layers that read the prompt, by name, as they are without any eraser."""
-    kept = getattr(model(pipe), KEPT, None)
-    now = {name: layer.weight.detach() for name, layer in prompt_layers(pipe).items()}
-    return now if kept is None else kept.weights
+def originals(pipe: DiffusionPipeline, path: str = "tokens") -> dict[str, Tensor]:
+    """The weights of the layers that read a path, (out, d) by name, as they are without any eraser.
+
+    Of a layer that reads more than text, the columns that read text.
+    """
+    kept, d = getattr(model(pipe), KEPT, None), width(pipe, path)
+    layers = prompt_layers(pipe, path)
+    before = {} if kept is None else kept.weights
+    return {name: before.get(name, weight_of(layer).detach())[:, :d] for name, layer in layers.items()}
 
 
-def _part(pipe: DiffusionPipeline) -> str:
-    for part in READERS:
-        if isinstance(getattr(pipe, part, None), torch.nn.Module) and hasattr(pipe, "encode_prompt"):
-            return part
-    kind = type(pipe).__name__
-    raise TypeError(f"pipe must be a pipeline like StableDiffusionPipeline with {' or '.join(READERS)}, not {kind}")
+def _bare(whole: torch.nn.Module) -> torch.nn.Module:
+    """The module inside of what torch.compile returns."""
+    return getattr(whole, "_orig_mod", whole)
 
 
-def _encode(pipe: DiffusionPipeline, prompts: list[str]) -> Tensor:
-    embeds = pipe.encode_prompt(
-        prompt=prompts, device=pipe._execution_device, num_images_per_prompt=1, do_classifier_free_guidance=False
-    )[0]
-    return solver.precise(embeds)
+def _segments(pipe: DiffusionPipeline, path: str) -> list[tuple[int, int, object]]:
+    """Where each tokenizer's positions start and end, and the tokenizer; of the pooled path one position, and None."""
+    names = family(pipe).readers[path].tokenizers
+    tokenizers = [getattr(pipe, name) for name in names if getattr(pipe, name) is not None]
+    if not names:
+        return [(0, 1, None)]
+    found, end = [], 0
+    t5_length = inspect.signature(pipe.encode_prompt).parameters.get("max_sequence_length")
+    for tokenizer in tokenizers:
+        is_t5 = t5_length is not None and tokenizer is getattr(pipe, names[-1])
+        length = t5_length.default if is_t5 else tokenizer.model_max_length
+        found.append((end, end + length, tokenizer))
+        end += length
+    return found
+
+
+def _encode(pipe: DiffusionPipeline, prompts: list[str], path: str) -> Tensor:
+    one = family(pipe)
+    reader = one.readers[path]
+    found = pipe.encode_prompt(prompt=prompts, device=pipe._execution_device, num_images_per_prompt=1, **one.encode)
+    embeds = solver.precise(found[reader.output])
+    if reader.mask is not None:
+        embeds = embeds * found[reader.mask].to(embeds.device)[..., None]
+    return embeds if embeds.ndim == 3 else embeds[:, None]

@@ -344,7 +344,7 @@ def test_another_text_space_is_refused_and_nothing_changes(pipe, xl, tmp_path):
 
 
 def test_pipelines_of_another_kind_are_refused(pipe):
-    with pytest.raises(TypeError, match="pipe must be a pipeline like StableDiffusionPipeline.*not Linear"):
+    with pytest.raises(TypeError, match="one of Stable Diffusion 1.x, 2.x, .*FLUX.*Linear is not supported"):
         rece.erase(torch.nn.Linear(2, 2), "dog")
     pipe.unet.config.encoder_hid_dim = 32
     with pytest.raises(ValueError, match="encoder_hid_dim=32"):

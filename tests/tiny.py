@@ -8,11 +8,28 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 POSITIONS = 24
 
@@ -27,6 +44,27 @@ def tokenizer() -> CLIPTokenizer:
         vocab.write_text(json.dumps({token: n for n, token in enumerate(tokens)}), encoding="utf-8")
         merges.write_text("#version: 0.2\nt h\n", encoding="utf-8")
         return CLIPTokenizer.from_pretrained(folder, model_max_length=POSITIONS, pad_token="<|endoftext|>")
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """A real T5Tokenizer whose vocabulary is the lower-case letters and a few pieces."""
+    pieces = ["▁", *"abcdefghijklmnopqrstuvwxyz,.", "▁dog", "▁cat", "▁big", "▁a"]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    return T5Tokenizer(vocab=special + [(piece, -1.0 - len(piece) / 9) for piece in pieces], model_max_length=512)
+
+
+def _t5(width: int) -> T5EncoderModel:
+    config = T5Config(
+        vocab_size=len(t5_tokenizer()),
+        d_model=width,
+        d_kv=8,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=4,
+        initializer_factor=0.2,
+        feed_forward_proj="gated-gelu",
+    )
+    return T5EncoderModel(config)
 
 
 def _text_config(width: int, **other) -> CLIPTextConfig:
@@ -46,14 +84,15 @@ def _text_config(width: int, **other) -> CLIPTextConfig:
     )
 
 
-def _vae() -> AutoencoderKL:
+def _vae(channels: int = 4) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         norm_num_groups=4,
-        latent_channels=4,
+        latent_channels=channels,
         sample_size=16,
+        shift_factor=0.1,
     )
 
 
@@ -127,6 +166,87 @@ def sdxl(seed: int = 0) -> StableDiffusionXLPipeline:
             unet=unet,
             scheduler=_scheduler(),
             add_watermarker=False,
+        )
+    return _quiet(pipe)
+
+
+def sd3(seed: int = 0, t5: bool = True) -> StableDiffusion3Pipeline:
+    """A pipeline of Stable Diffusion 3's parts: two CLIP encoders of width 16, T5 of width 40, pooled width 32."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        pipe = StableDiffusion3Pipeline(
+            transformer=SD3Transformer2DModel(
+                sample_size=8,
+                patch_size=1,
+                in_channels=4,
+                out_channels=4,
+                num_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=4,
+                joint_attention_dim=40,
+                caption_projection_dim=32,
+                pooled_projection_dim=32,
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(),
+            vae=_vae(),
+            text_encoder=CLIPTextModelWithProjection(_text_config(16, projection_dim=16)),
+            tokenizer=tokenizer(),
+            text_encoder_2=CLIPTextModelWithProjection(_text_config(16, projection_dim=16)),
+            tokenizer_2=tokenizer(),
+            text_encoder_3=_t5(40) if t5 else None,
+            tokenizer_3=t5_tokenizer() if t5 else None,
+        )
+    return _quiet(pipe)
+
+
+def flux(seed: int = 0) -> FluxPipeline:
+    """A pipeline of FLUX.1's parts: CLIP of width 16 for the pooled embedding, T5 of width 40 for the tokens."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        pipe = FluxPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(),
+            vae=_vae(1),
+            text_encoder=CLIPTextModel(_text_config(16)),
+            tokenizer=tokenizer(),
+            text_encoder_2=_t5(40),
+            tokenizer_2=t5_tokenizer(),
+            transformer=FluxTransformer2DModel(
+                in_channels=4,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=40,
+                pooled_projection_dim=16,
+                axes_dims_rope=(4, 4, 8),
+                guidance_embeds=True,
+            ),
+        )
+    return _quiet(pipe)
+
+
+def pixart(seed: int = 0, sigma: bool = False) -> PixArtAlphaPipeline | PixArtSigmaPipeline:
+    """A pipeline of PixArt's parts: T5 of width 40, of whose positions only those with words are read."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        kind = PixArtSigmaPipeline if sigma else PixArtAlphaPipeline
+        pipe = kind(
+            tokenizer=t5_tokenizer(),
+            text_encoder=_t5(40),
+            vae=_vae(),
+            transformer=PixArtTransformer2DModel(
+                sample_size=8,
+                num_layers=2,
+                patch_size=2,
+                attention_head_dim=8,
+                num_attention_heads=3,
+                caption_channels=40,
+                in_channels=4,
+                cross_attention_dim=24,
+                out_channels=8,
+                use_additional_conditions=False,
+            ),
+            scheduler=DPMSolverMultistepScheduler(),
         )
     return _quiet(pipe)
 
