@@ -25,6 +25,7 @@ def debias(
     lamb: float = 0.5,
     edit_scale: float = 1.0,
     preserve_scale: float = 1.0,
+    step_size: float = 1.0,
     max_diff: float = 0.05,
     max_iterations: int = 30,
     images: int = 10,
@@ -38,18 +39,19 @@ def debias(
 
     Each concept's last word token c is sent to c + sum_a alpha_a a, a being the attributes' last word tokens, by the
     one-token form of UCE. alpha starts at 0; in each iteration `images` pictures of every concept are drawn and
-    labelled, and alpha_a grows by (desired - seen) of each attribute, until all are seen to within max_diff of what is
-    desired. The pipeline is edited meanwhile and restored to the bit.
+    labelled, and alpha_a grows by step_size * (desired - seen) of each attribute, until all are seen to within
+    max_diff of what is desired. The pipeline is edited meanwhile and restored to the bit.
 
     concept: one text or several. attributes: texts, e.g. ["male", "female"]. labels: from uint8 images (n, height,
     width, 3) to n of the attributes, e.g. a zero-shot classifier. desired: a proportion per attribute, by default
     equal ones. preserve: texts whose last word tokens are kept. lamb, edit_scale, preserve_scale: of the edit.
+    step_size: less than 1 where the shares swing to and fro.
     images, steps, guidance, batch_size: see `generate`; every iteration draws with new noise seeds from `seed` on.
 
     Returns an Eraser; its provenance has `alphas` and `seen` (iteration, concept, attribute) and whether it is
     `debiased`. Warns if max_iterations end without that. Computed in float64.
     Raises ValueError naming the parameter, before anything is drawn. Source: UCE (arXiv 2308.14761) and its code of
-    2025, whose alphas also add up; there the noise is not seeded.
+    2025, whose alphas also add up; there the noise is not seeded, and its step_size option is not used (so 1 here).
     """
     settings = {name: value for name, value in locals().items() if name not in ("pipe", "concept", "labels")}
     settings.pop("progress")
@@ -63,7 +65,7 @@ def debias(
         raise ValueError("desired must be one proportion per attribute, adding up to 1")
     if max_iterations < 1 or images < 1:
         raise ValueError(f"max_iterations and images must be 1 or more, not {max_iterations} and {images}")
-    for name, value in {"lamb": lamb, "edit_scale": edit_scale, "max_diff": max_diff}.items():
+    for name, value in {"lamb": lamb, "edit_scale": edit_scale, "step_size": step_size, "max_diff": max_diff}.items():
         solver.positive(value, name)
     solver.positive(preserve_scale, "preserve_scale", or_zero=True)
     if textspace.fused(pipe) is not None:
@@ -104,7 +106,7 @@ def debias(
         if done:
             break
         if step + 1 < max_iterations:
-            alpha = alpha + torch.as_tensor(lacking * off[:, None]).to(alpha)
+            alpha = alpha + step_size * torch.as_tensor(lacking * off[:, None]).to(alpha)
     if not done:
         warnings.warn(f"debias: not within max_diff {max_diff} after max_iterations {max_iterations}", stacklevel=2)
     provenance = {
