@@ -1,8 +1,8 @@
 """`python -m rece.bench`: the one-map solver against the published per-layer method, both timed in one run.
 
-The layers that read the prompt and the text encoders have the shapes of Stable Diffusion 1.4 or XL and random
-weights; the rest of the UNet takes no part in an edit and is left out. The task is the paper's nudity setting: a UCE
-start and three rounds.
+The layers that read the prompt and the text encoders have the shapes of Stable Diffusion 1.4, 2.1 or XL and random
+weights; the rest of the UNet takes no part in an edit of the tokens' path and is left out. The task is the paper's
+nudity setting: a UCE start and three rounds. A second table has many concepts erased jointly.
 """
 
 import argparse
@@ -27,8 +27,12 @@ ROUNDS, TEXTS, POSITIONS = 3, ("nudity", " ", ""), 77
 # layers that the literal method is timed on unless --full
 SHAPES = {
     "sd14": ([320] * 5 + [640] * 5 + [1280] * 6, [(768, 12, 12)], 32),
+    "sd21": ([320] * 5 + [640] * 5 + [1280] * 6, [(1024, 23, 16)], 32),
     "sdxl": ([640] * 10 + [1280] * 60, [(768, 12, 12), (1280, 32, 20)], 7),
 }
+# how many concepts are erased jointly; of the literal method, all beyond FEW are extrapolated
+MANY = {"sd14": (1, 10, 100, 1000), "sdxl": (1, 10)}
+FEW = 10
 
 
 class Standin:
@@ -71,12 +75,17 @@ class Standin:
         return (torch.cat([encoder(ids).last_hidden_state for encoder in self.text_encoders], dim=-1),)
 
 
-def one_map(pipe: Standin) -> dict[str, float]:
+def names(concepts: int) -> list[str]:
+    """So many concepts of one word, the first being that of the paper's setting."""
+    return [TEXTS[0], *(f"concept{n}" for n in range(1, concepts))]
+
+
+def one_map(pipe: Standin, concepts: int = 1) -> dict[str, float]:
     """Seconds of the parts of `rece.erase` and `Eraser.apply`, and the peak memory above what was in use before."""
     spent = dict.fromkeys(("encode", "gram"), 0.0)
     with _peak_memory(pipe) as memory, _clocked(pipe, spent):
         start = _now(pipe)
-        eraser = rece.erase(pipe, TEXTS[0], rounds=ROUNDS, progress=False)
+        eraser = rece.erase(pipe, names(concepts), rounds=ROUNDS, progress=False)
         spent["solve"] = _now(pipe) - start - spent["encode"] - spent["gram"]
         start = _now(pipe)
         eraser.apply(pipe)
@@ -85,7 +94,7 @@ def one_map(pipe: Standin) -> dict[str, float]:
     return spent | {"total": sum(spent.values()), "peak MB": memory["peak"]}
 
 
-def literal_method(pipe: Standin, layers: int) -> tuple[dict[str, float], list[list[torch.Tensor]]]:
+def literal_method(pipe: Standin, layers: int, concepts: int = 1) -> tuple[dict[str, float], list[list[torch.Tensor]]]:
     """The same edit by tests/literal.py, float32, texts encoded once: own sums and own inverse for every layer.
 
     Timed on `layers` layers spread over the model and one round, scaled to all of them. Returns the seconds, and the
@@ -97,22 +106,24 @@ def literal_method(pipe: Standin, layers: int) -> tuple[dict[str, float], list[l
     all_weights = [weight.float() for weight in textspace.originals(pipe).values()]
     some = all_weights[:: max(1, len(all_weights) // layers)][:layers]
     scale = sum(map(len, all_weights)) / sum(map(len, some))
-    with _peak_memory(pipe) as memory:
+    with _peak_memory(pipe) as memory, torch.device(pipe._execution_device):
         start = _now(pipe)
         with torch.no_grad():
-            C, T, P = (pipe.encode_prompt([text], pipe._execution_device)[0][0] for text in TEXTS)
+            texts = [*names(concepts), *TEXTS[1:]]
+            *C, T, P = (pipe.encode_prompt([text], pipe._execution_device)[0][0] for text in texts)
         encode = _now(pipe) - start
         start = _now(pipe)
-        first = literal.edit(some, [(C[1:], T[:-1])], [P], 0.5, 1.0, 1.0)
+        first = literal.edit(some, [(c[1:], T[:-1]) for c in C], [P], 0.5, 1.0, 1.0)
         edit = _now(pipe) - start
+        rows, targets = torch.cat(C), T.repeat(concepts, 1)
         start = _now(pipe)
-        derived = literal.derive(first, some, C, 0.1, "zero", T)
+        derived = literal.derive(first, some, rows, 0.1, "zero", targets)
         derive = _now(pipe) - start
         start = _now(pipe)
-        literal.derive(first[:1], some[:1], C, 0.1, "zero", T)
+        literal.derive(first[:1], some[:1], rows, 0.1, "zero", targets)
         base = min(_now(pipe) - start, derive)
         start = _now(pipe)
-        second = literal.edit(first, [(derived, T)], [T], 0.1, 1.0, 0.1)
+        second = literal.edit(first, [(rows, T) for rows in derived.split(len(T))], [T] * concepts, 0.1, 1.0, 0.1)
         edit += ROUNDS * (_now(pipe) - start)
     spent = {"encode": encode, "derive": ROUNDS * (base + (derive - base) * scale), "edit": edit * scale}
     spent |= {"total": sum(spent.values()), "peak MB": memory["peak"], "layers": len(some)}
@@ -143,23 +154,48 @@ def published_edit(pipe: Standin) -> dict[str, float]:
     return {"total": spent, "layers": len(some)}
 
 
-def floor(pipe: Standin, rates: dict[str, float]) -> dict[str, float]:
+def floor(pipe: Standin, rates: dict[str, float], concepts: int = 1) -> dict[str, float]:
     """The least seconds each part could take: its multiply-adds at the measured matmul rate, its bytes at the measured
-    bandwidth, whichever is more."""
+    bandwidth, whichever is more.
+
+    The solves are counted in the cheaper of two forms: with the n token rows of the concepts in every product, or with
+    n only in two sums over them, C^T C and C^T T, that all rounds share (a derived row is a (d, d) map of its own).
+    """
     weights = list(textspace.originals(pipe).values())
-    d, rows, n = weights[0].shape[1], sum(map(len, weights)), POSITIONS
+    d, rows, n = weights[0].shape[1], sum(map(len, weights)), POSITIONS * concepts
     size = rows * d * weights[0].element_size()
     blocks = sum(p.numel() for e in pipe.text_encoders for p in e.encoder.parameters())
-    edit = 6 * n * d**2 + d**3 / 3 + 2 * d**3  # three sums over rows, Cholesky, solve
-    derive = 4 * d**3 + 2 * n * d**2 + d**3 / 3 + 2 * n * d**2  # M^T G M, right side, Cholesky, solve
+    texts = concepts + len(TEXTS) - 1
+    solve = d**3 / 3 + 2 * d**3  # Cholesky, solve
+    kept = 2 * POSITIONS * d**2
+    by_rows = (1 + ROUNDS) * (4 * n * d**2 + kept + solve) + ROUNDS * (4 * d**3 + 4 * n * d**2 + d**3 / 3 + 2 * d**3)
+    by_sums = 2 * 4 * n * d**2 + (1 + ROUNDS) * (kept + solve) + ROUNDS * (4 * d**3 + solve + 6 * d**3 + 2 * d**3)
     work = {
-        "encode": (2 * blocks * n * len(TEXTS), 4 * blocks, "float32"),
+        "encode": (2 * blocks * POSITIONS * texts, 4 * blocks, "float32"),
         "gram": (2 * rows * d**2, size, "float64"),
-        "solve": (edit + ROUNDS * (derive + edit + 2 * d**3), 0, "float64"),
+        "solve": (min(by_rows, by_sums), 8 * n * d, "float64"),
         "write back": (2 * rows * d**2, 2 * size, "float32"),
     }
     parts = {part: max(flop / rates[kind], moved / rates["bytes"]) for part, (flop, moved, kind) in work.items()}
     return parts | {"total": sum(parts.values())}
+
+
+def many(
+    pipe: Standin, rates: dict[str, float], single: dict[str, dict], counts: tuple[int, ...], layers: int
+) -> dict[int, dict]:
+    """The second table: for each number of concepts the parts of `one_map`, their floor, the literal method's seconds.
+
+    single: what the first table holds, for one concept. The literal method is timed with FEW concepts on `layers`
+    layers, and follows a straight line from one concept through that: its work is the same for every further concept.
+    """
+    few, _ = literal_method(pipe, layers, FEW)
+    one, table = single["literal"]["total"], {}
+    for concepts in counts:
+        table[concepts] = dict(single["one map"] if concepts == 1 else one_map(pipe, concepts))
+        table[concepts]["floor"] = floor(pipe, rates, concepts)
+        table[concepts]["literal"] = one + (few["total"] - one) * (concepts - 1) / (FEW - 1)
+        table[concepts]["literal extrapolated"] = concepts > FEW
+    return table
 
 
 def measure_rates(pipe: Standin) -> dict[str, float]:
@@ -174,9 +210,16 @@ def measure_rates(pipe: Standin) -> dict[str, float]:
     return rates
 
 
+def warm_up(device: str) -> None:
+    """Both methods once at a tiny shape, so that what a library or a GPU sets up at first use is not timed."""
+    tiny = Standin([8], [(16, 1, 2)], device)
+    one_map(tiny)
+    literal_method(tiny, 2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rece.bench", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", choices=[*SHAPES, "both"], default="both")
+    parser.add_argument("--model", choices=[*SHAPES, "all"], default="all")
     parser.add_argument("--full", action="store_true", help="time the literal method on all layers, not on a sample")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true", help="write results/bench/bench.json too")
@@ -188,23 +231,30 @@ def main() -> None:
         "device": asked.device,
         "torch": torch.__version__,
     }
+    warm_up(asked.device)
     print(f"nudity setting: UCE start and {ROUNDS} rounds; {asked.device}, {report['threads']} threads; seconds")
-    for name in SHAPES if asked.model == "both" else [asked.model]:
+    for name in SHAPES if asked.model == "all" else [asked.model]:
         blocks, encoders, sample = SHAPES[name]
         pipe = Standin(blocks, encoders, asked.device)
         layers = 2 * len(blocks)
         rates = measure_rates(pipe)
-        textspace.encode(pipe, list(TEXTS))  # warm up
+        textspace.encode(pipe, list(TEXTS))
         ours, least = one_map(pipe), floor(pipe, rates)
-        slow, _ = literal_method(pipe, layers if asked.full else min(sample, layers))
+        sample = layers if asked.full else min(sample, layers)
+        slow, _ = literal_method(pipe, sample)
         published = published_edit(pipe)
         report[name] = {"one map": ours, "floor": least, "literal": slow, "published": published, "rates": rates}
         _print(name, layers, textspace.width(pipe), report[name])
+        if name in MANY:
+            report[name]["many"] = many(pipe, rates, report[name], MANY[name], sample)
+            _print_many(report[name]["many"], f"{sample} of {layers}")
         del pipe
     if asked.json:
         path = ROOT / "results" / "bench" / "bench.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=1) + "\n")
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(report, indent=1) + "\n")
+        os.replace(part, path)
 
 
 def _print(name: str, layers: int, d: int, timed: dict) -> None:
@@ -224,6 +274,21 @@ def _print(name: str, layers: int, d: int, timed: dict) -> None:
     print(f"  peak memory above the model: one map {ours['peak MB']:.0f} MB, literal {slow['peak MB']:.0f} MB")
     single, double, moved = (rates[kind] / 1e9 for kind in ("float32", "float64", "bytes"))
     print(f"  measured rates: {single:.0f} GFLOP/s float32, {double:.0f} GFLOP/s float64, {moved:.0f} GB/s")
+
+
+def _print_many(table: dict[int, dict], layers: str) -> None:
+    parts = ("encode", "gram", "solve", "write back", "total")
+    print(f"  {'concepts':>8}", *(f"{part:>11}" for part in parts), sep="", end="")
+    print(f"{'floor':>8}{'x floor':>9}{'peak MB':>9}{'literal':>10}{'x ours':>8}")
+    for concepts, row in table.items():
+        least, slow = row["floor"]["total"], row["literal"]
+        print(f"  {concepts:8}", *(f"{row[part]:11.2f}" for part in parts), sep="", end="")
+        mark = "*" if row["literal extrapolated"] else " "
+        print(f"{least:8.2f}{row['total'] / least:9.1f}{row['peak MB']:9.0f}", end="")
+        print(f"{slow:9.1f}{mark}{slow / row['total']:8.1f}")
+    print(
+        f"    (literal: {layers} layers with 1 and {FEW} concepts, scaled up; * on a straight line through these two)"
+    )
 
 
 def _now(pipe: Standin) -> float:

@@ -1,5 +1,7 @@
 """Generation: prompts or prompt embeddings in, uint8 images out, every image with a seed of its own."""
 
+import inspect
+import numbers
 from collections.abc import Sequence
 from contextlib import contextmanager
 
@@ -18,16 +20,20 @@ def generate(
     embeds: Tensor | None = None,
     steps: int = 50,
     guidance: float = 7.5,
+    height: int | None = None,
+    width: int | None = None,
     batch_size: int = 16,
     bf16: bool | str = False,
     progress: bool = True,
 ) -> np.ndarray:
-    """Draw one image per prompt and seed: uint8 (n, height, width, 3), at the size the UNet was made for.
+    """Draw one image per prompt and seed: uint8 (n, height, width, 3), by default at the size the model was made for.
 
     prompts: n texts; or embeds: (n, positions, d), any float dtype and device, fed to the UNet in place of encoded
-    prompts. The negative prompt is always "". steps, guidance: of the pipeline's own scheduler. bf16: run under
-    bfloat16 autocast (images change a little); "auto" does where the device has it, see `bfloat16`. A safety
-    checker is not consulted. The bar shows if generation takes longer than a second.
+    prompts. The negative prompt is always "". steps, guidance: of the pipeline's own scheduler. height, width: in
+    pixels, multiples of 8 (of more for some models), both or neither; what is asked for is drawn, PixArt's resizing
+    from the nearest of its own shapes is off. bf16: run under bfloat16 autocast (images change a little); "auto" does
+    where the device has it, see `bfloat16`. A safety checker is not consulted. The bar shows if generation takes
+    longer than a second.
 
     Each image's noise comes from its own CPU generator, and every call of the pipeline holds exactly batch_size images
     (the last batch is filled up by repeats, which are thrown away). So the order of the prompts, how many there are,
@@ -36,7 +42,7 @@ def generate(
     float32, so that now and then a pixel moves by one level.
 
     Raises ValueError or TypeError naming the parameter, before anything is drawn, and ValueError if an image is not
-    finite.
+    finite or not of the size that was asked for.
     """
     if (prompts is None) == (embeds is None):
         raise ValueError("give either prompts or embeds, and not both")
@@ -54,6 +60,14 @@ def generate(
         raise ValueError(f"seeds must be one number per image: {len(seeds)} seeds for {n} prompts")
     if steps < 1 or batch_size < 1:
         raise ValueError(f"steps and batch_size must be 1 or more, not {steps} and {batch_size}")
+    binned = "use_resolution_binning" in inspect.signature(pipe.__call__).parameters
+    bare = {"use_resolution_binning": False} if binned else {}
+    if (height is None) != (width is None):
+        raise ValueError("height and width: give both or neither, a pipeline replaces both if one is missing")
+    size = {} if height is None else {"height": height, "width": width}
+    for name, pixels in size.items():
+        if not isinstance(pixels, numbers.Integral) or pixels < 8 or pixels % 8:
+            raise ValueError(f"{name} must be a multiple of 8 pixels, not {pixels!r}")
 
     images, device = [], pipe._execution_device
     bar = tqdm(total=n, desc="generate", delay=1, leave=False, disable=not progress)
@@ -63,6 +77,8 @@ def generate(
             text = {"prompt": [prompts[row] for row in rows]} if embeds is None else {"prompt_embeds": embeds[rows]}
             batch = pipe(
                 **text,
+                **size,
+                **bare,
                 num_inference_steps=steps,
                 guidance_scale=guidance,
                 generator=[torch.Generator("cpu").manual_seed(int(seeds[row])) for row in rows],
@@ -70,6 +86,9 @@ def generate(
             ).images[: n - start]
             if not np.isfinite(batch).all():
                 raise ValueError("the pipeline drew values that are not finite: reload it or use another dtype")
+            drawn = dict(zip(("height", "width"), batch.shape[1:3], strict=True))
+            if size.items() - drawn.items():
+                raise ValueError(f"height and width: the pipeline drew {drawn}, not {size}: ask for another size")
             images.append((batch * 255).round().astype(np.uint8))
             bar.update(len(batch))
     bar.close()

@@ -1,7 +1,10 @@
 """What the stage notebooks call: victims, attempts, judgements, preservation, sweeps, and the files between stages."""
 
 import copy
+import re
 import time
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -12,15 +15,18 @@ import pandas as pd
 import torch
 from diffusers import DiffusionPipeline
 
-from rece import attacks, methods, metrics, study
+from rece import attacks, methods, metrics, scores, study, textspace
 from rece.attacks import Attempts
 from rece.certificate import Certificate, certify
+from rece.draw import draw as draw_shards
 from rece.emoji.world import World
 from rece.eraser import Eraser
 from rece.generate import generate as draw
-from rece.judges.embedded import Judge
+from rece.prompts import match_images
 
 ORIGINAL, CONTROL, ANY = "original", "control", "any"
+DRAWN = ["method", "attack", "access", "kind", "source", "own_prompts", "case", "prompt", "asked", "seed", "label"]
+DRAWN += ["probability", "top1", "hit", "seconds"]
 
 
 @contextmanager
@@ -32,9 +38,9 @@ def timer():
 
 
 def victim(pipe: DiffusionPipeline, eraser: Eraser) -> DiffusionPipeline:
-    """A pipeline with the eraser fused into a copy of the UNet; everything else is shared."""
-    edited = type(pipe)(**{**pipe.components, "unet": copy.deepcopy(pipe.unet)}, requires_safety_checker=False)
-    edited.set_progress_bar_config(disable=True)
+    """A pipeline with the eraser fused into a copy of the part that reads prompts; everything else is shared."""
+    edited, part = copy.copy(pipe), textspace.part(pipe)
+    edited.register_modules(**{part: copy.deepcopy(getattr(pipe, part))})
     return eraser.apply(edited)
 
 
@@ -60,13 +66,17 @@ def victims(
     return found
 
 
-def budgets(attack: dict) -> dict[str, dict]:
+def budgets(attack: dict, concept: dict | None = None) -> dict[str, dict]:
     """The attacks to run and their budgets, by the section `attack` of params.yaml: quick or full.
 
     A budget may hold, beside the attack's own keywords, `attack` (which attack it is, if its name is another), `n` (on
-    how many of the prompts it is run) and `control` (whether it is run on the control too).
+    how many of the prompts it is run) and `control` (whether it is run on the control too). If the concept asks for
+    more than one set of prompts, the others are drawn as they are, under the name plain_<set>.
     """
-    return attack[attack["budget"]]
+    further = list((concept or {}).get("asked", {}).items())[1:]
+    return attack[attack["budget"]] | {
+        f"plain_{name}": {"attack": "plain", "asked": source} for name, source in further
+    }
 
 
 def module(name: str, budget: dict) -> str:
@@ -83,6 +93,13 @@ def sources(name: str, budget: dict, victims: dict[str, DiffusionPipeline]) -> d
     return {method: victim for method, victim in victims.items() if method not in left_out}
 
 
+def asked(world: World, concept: dict, attack: dict, budget: dict) -> pd.DataFrame:
+    """The cases that one attack is run on: the set of its own or the concept's, and of them the first n."""
+    own = study.from_file(budget["asked"]) if "asked" in budget else None
+    cases = study.cases(world, concept, attack["n"], attack["seed"]) if own is None else own
+    return cases.head(budget.get("n", len(cases)))
+
+
 def attempt(
     name: str,
     victim: DiffusionPipeline,
@@ -92,17 +109,15 @@ def attempt(
     concept: dict,
     budget: dict,
 ) -> Attempts:
-    """Run one attack on the first `budget["n"]` cases (all, if the budget names no n); see `budgets`."""
-    keywords = {key: value for key, value in budget.items() if key not in ("attack", "n", "control")}
-    asked = cases.head(budget.get("n", len(cases)))
+    """Run one attack on the cases; see `budgets` and `asked`."""
     return attacks.run(
         module(name, budget),
         victim,
-        list(asked.prompt),
-        list(asked.seed),
+        list(cases.prompt),
+        list(cases.seed),
         original=original,
         concept=study.named(world, concept),
-        **keywords,
+        **{key: value for key, value in budget.items() if key not in ("attack", "n", "asked", "control")},
     )
 
 
@@ -111,30 +126,57 @@ def images_of(pipe: DiffusionPipeline, attempts: Attempts, generate: dict) -> np
     return draw(pipe, attempts.prompts, attempts.seeds, embeds=attempts.embeds, **generate)
 
 
+def drawn_in_batches(
+    pipe: DiffusionPipeline, rows: pd.DataFrame, generate: dict, folder: str | Path | None, embeds=None
+) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
+    """Draw the prompts and seeds of `rows`, or embeddings in their place: batches of rows and images, in their order.
+
+    folder: None draws all in memory, in one batch at one size and guidance. Else images go to shards in that folder
+    (relative to the checkout), with the guidance, width and height of each row; what is there already is not drawn
+    again, see `rece.draw`. Embeddings are always drawn in memory.
+    """
+    if folder is None or embeds is not None:
+        texts = list(rows.prompt) if embeds is None else None
+        yield rows, draw(pipe, texts, list(rows.seed), embeds=embeds, **generate)
+        return
+    columns = [name for name in ("prompt", "seed", "guidance", "width", "height") if name in rows]
+    shards = draw_shards(pipe, rows[columns], study.root() / folder, **generate)
+    start = 0
+    for part, images in shards.batches():
+        yield rows.iloc[start : start + len(part)], images
+        start += len(part)
+
+
 def draw_attempts(
     victims: dict[str, DiffusionPipeline],
     folder: str | Path,
-    budgets: dict[str, dict],
-    cases: pd.DataFrame,
-    judge: Judge,
+    attack: dict,
+    world: World,
+    concept: dict,
+    judge,
     generate: dict,
-    threshold: float,
-    show: int,
+    evaluate: dict,
 ) -> tuple[pd.DataFrame, dict]:
     """Draw and judge the attack stage's attempts with every model they are meant for.
 
     Those that no erased model was looked at for are drawn with all models; those found against one with that one, and
-    if they are texts, with the others too. The control draws plain prompts and what was found against it.
+    if they are texts, with the others too. The control draws plain prompts and what was found against it. attack,
+    evaluate: the sections of params.yaml; evaluate["images"] is where shards go, see `drawn_in_batches`.
 
-    Returns one row per image, and for figures {(method, attack): (first `show` images, whether each is a success)} of
-    each method's own attempts. Columns: method (the model that drew), attack, access, kind ("text" or "embedding"),
-    source (the model it was found against, or "any"), case (row of `cases`), prompt (the attempt's), asked (the
-    case's), seed, label and probability (the judge's answer), top1 (whether it is the concept), hit (and is at least
-    `threshold` sure), seconds (of drawing).
+    Returns one row per image, and for figures {(method, attack): (first evaluate["show"] images, whether each is a
+    success)} of each method's own attempts. Columns: method (the model that drew), attack, access, kind ("text" or
+    "embedding"), source (the model it was found against, or "any"), own_prompts (whether the attack has a set of its
+    own), case (row of the cases), prompt (the attempt's), asked (the case's), seed, label and probability (the judge's
+    answer), top1 (whether it is the concept), hit (and is sure enough, see `study.hits`), seconds (of drawing and
+    judging), then the judge's further columns.
+    Without a judge (None) nothing is drawn and the table is empty.
     Raises FileNotFoundError naming the attack stage if an attempt is missing.
     """
-    parts, shown = [], {}
-    for name, budget in budgets.items():
+    parts, shown = [pd.DataFrame(columns=DRAWN)], {}
+    if judge is None:
+        return parts[0], shown
+    for name, budget in budgets(attack, concept).items():
+        cases = asked(world, concept, attack, budget)
         for source in sources(name, budget, victims):
             path = study.root() / folder / f"{source}-{name}.safetensors"
             if not path.exists():
@@ -142,38 +184,47 @@ def draw_attempts(
                     f"attempts: {path} is missing; run the attack stage first (`dvc repro attack`)"
                 )
             attempts = Attempts.load(path)
-            asked = cases.head(len(attempts)).reset_index(drop=True)
+            plain = cases.head(len(attempts)).reset_index(drop=True)
+            rows = plain.assign(prompt=attempts.prompts or "", seed=attempts.seeds)
             for method, pipe in victims.items():
                 transferred = source not in (ANY, method)
                 if transferred and (attempts.prompts is None or CONTROL in (source, method)):
                     continue
                 if method == CONTROL and source == ANY and name != "plain":
                     continue
+                images = _images(evaluate, concept, method, f"{source}-{name}")
+                some, answers = [], []
                 with timer() as drawing:
-                    images = images_of(pipe, attempts, generate)
-                answers = study.labelled(judge, judge.classify(images), asked)
+                    for batch, pictures in drawn_in_batches(pipe, rows, generate, images, attempts.embeds):
+                        answers.append(judge.answers(pictures, batch.reset_index(drop=True)))
+                        some += list(pictures[: evaluate["show"] - len(some)])
+                answers = pd.concat(answers, ignore_index=True)
                 row = {"method": method, "attack": name, "access": attempts.access}
                 row |= {"kind": "text" if attempts.embeds is None else "embedding", "source": source}
+                row["own_prompts"] = "asked" in budget
                 part = pd.DataFrame({**row, "case": range(len(attempts)), "prompt": attempts.prompts or ""})
-                part["asked"], part["seed"] = asked.prompt, attempts.seeds
+                part["asked"], part["seed"] = plain.prompt, attempts.seeds
                 part["label"], part["probability"], part["top1"] = answers.label, answers.probability, answers.wanted
-                part["hit"] = part.top1 & (part.probability >= threshold)
+                part["hit"] = study.hits(judge, answers, evaluate["threshold"])
                 part["seconds"] = drawing.seconds / len(part)
-                parts.append(part)
-                if not transferred:
-                    shown[method, name] = (images[:show], part.hit.to_numpy()[:show])
-    return pd.concat(parts, ignore_index=True), shown
+                parts.append(part.join(answers.drop(columns=["label", "probability", "wanted"])))
+                if not transferred and len({picture.shape for picture in some}) == 1:
+                    shown[method, name] = (np.stack(some), part.hit.to_numpy()[: len(some)])
+    return pd.concat(parts[1:], ignore_index=True), shown
 
 
 def preservation(
-    victims: dict[str, DiffusionPipeline], others: pd.DataFrame, judge: Judge, generate: dict
+    victims: dict[str, DiffusionPipeline], world: World, concept: dict, judge, generate: dict, evaluate: dict
 ) -> pd.DataFrame:
-    """What prompts of other concepts still give, per method (rows: method).
+    """What prompts that do not ask for the concept still give, one row per method; of photographs see `kept_sets`.
 
     object_accuracy and style_accuracy with Wilson intervals; drift: mean absolute pixel difference (0..1) from the
     original's image of the same prompt and seed; judge_fid and judge_kid: between the method's and the original's
     images, in the judge's features (compare only within this study; 0 is equal).
     """
+    if "asked" in concept:
+        return kept_sets(victims, concept, judge, generate, evaluate)
+    others = study.others(world, concept, evaluate["n"], evaluate["seed"])
     rows, reference = [], None
     for method, pipe in victims.items():
         images = draw(pipe, list(others.prompt), list(others.seed), **generate)
@@ -189,8 +240,82 @@ def preservation(
     return pd.DataFrame(rows)
 
 
+def kept_sets(
+    victims: dict[str, DiffusionPipeline], concept: dict, judge, generate: dict, evaluate: dict
+) -> pd.DataFrame:
+    """Scores of each method's photographs on the concept's sets of prompts in `kept`: one row per set, method, score.
+
+    Scores, with their settings in evaluate["scores"]: accuracy, how often the judge sees the prompt's own label; clip,
+    the agreement of image and prompt; lpips, the distance from the original model's image of the same prompt and seed;
+    fid, from photographs found by the set's column coco_id in the folder `reference`.
+    Columns: set, method, score, value, low, high (95 %: Wilson for accuracy, normal for means; nan for FID), n.
+    Raises ValueError or FileNotFoundError naming the parameter before anything is drawn.
+    """
+    settings, sets = evaluate["scores"], {}
+    for name, source in concept.get("kept", {}).items():
+        rows, wanted = study.from_file(source), source["scores"]
+        unknown = sorted(set(wanted) - set(settings))
+        if unknown:
+            raise ValueError(f"kept.{name}: no settings for {unknown[0]!r} in evaluate.scores")
+        photographs = None
+        if "fid" in wanted:
+            folder = settings["fid"]["reference"]
+            if folder is None:
+                wanted = [score for score in wanted if score != "fid"]
+            else:
+                photographs = match_images(rows.coco_id, study.root() / folder)
+        sets[name] = rows, wanted, photographs
+    found = []
+    for name, (rows, wanted, photographs) in sets.items():
+        for method, pipe in victims.items():
+
+            def images(model=method, pipe=pipe, rows=rows, name=name):
+                folder = _images(evaluate, concept, model, f"kept-{name}")
+                return (pictures for _, pictures in drawn_in_batches(pipe, rows, generate, folder))
+
+            for score in wanted:
+                row = {"set": name, "method": method, "score": score, "n": len(rows)}
+                keywords = {key: value for key, value in settings[score].items() if key != "reference"}
+                if score == "accuracy":
+                    answers = [judge.answers(*batch[::-1]) for batch in _with_rows(images(), rows)]
+                    right = metrics.success(study.hits(judge, pd.concat(answers, ignore_index=True)))
+                    found.append(row | {"value": right["rate"], "low": right["low"], "high": right["high"]})
+                elif score == "clip":
+                    found.append(row | _mean(scores.clip_score(images(), list(rows.prompt), **keywords)))
+                elif score == "lpips":
+                    original = images(ORIGINAL, victims[ORIGINAL])
+                    found.append(row | _mean(scores.lpips(images(), original, **keywords)))
+                else:
+                    size = keywords.get("size", 299)
+                    reference = scores.reference_batches(photographs, size)
+                    found.append(row | {"value": scores.fid(images(), reference, **keywords)["value"]})
+    return pd.DataFrame(found, columns=["set", "method", "score", "value", "low", "high", "n"])
+
+
+def _images(evaluate: dict, concept: dict, method: str, what: str) -> Path | None:
+    """Where images go: those of the original model's prompts that do not ask for the concept serve all concepts."""
+    if evaluate["images"] is None:
+        return None
+    erased = re.sub(r"\W+", "-", "-".join(concept["erase"]))[:60]
+    shared = method == ORIGINAL and what == "kept-coco"
+    return Path(evaluate["images"], *([] if shared else [erased]), method, what)
+
+
+def _with_rows(batches: Iterator[np.ndarray], rows: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
+    start = 0
+    for images in batches:
+        yield rows.iloc[start : start + len(images)].reset_index(drop=True), images
+        start += len(images)
+
+
+def _mean(values: np.ndarray) -> dict:
+    """A mean and its 95 % interval by the normal approximation."""
+    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return {"value": values.mean(), "low": values.mean() - half, "high": values.mean() + half}
+
+
 def frontier(
-    pipe: DiffusionPipeline, judge: Judge, world: World, concept: dict, erase: dict, sweep: dict, generate: dict
+    pipe: DiffusionPipeline, judge, world: World, concept: dict, erase: dict, sweep: dict, generate: dict
 ) -> pd.DataFrame:
     """Erasure against preservation, one row per eraser, as each method's numbers vary over sweep["grid"].
 
@@ -224,9 +349,10 @@ def _measure(pipe, eraser, judge, world, concept, cases, others, sweep, generate
     edited = victim(pipe, eraser)
     found = {"text": [], "embedding": []}
     for name, budget in sweep["attacks"].items():
-        attempts = attempt(name, edited, pipe, cases, world, concept, budget)
-        asked = cases.head(len(attempts))
-        hits = study.hits(judge, judge.classify(images_of(edited, attempts, generate)), asked, sweep["threshold"])
+        some = cases.head(budget.get("n", len(cases)))
+        attempts = attempt(name, edited, pipe, some, world, concept, budget)
+        answers = judge.answers(images_of(edited, attempts, generate), some)
+        hits = study.hits(judge, answers, sweep["threshold"])
         found["text" if attempts.embeds is None else "embedding"].append(metrics.success(hits, attack=name))
     objects, styles = judge.labels(draw(edited, list(others.prompt), list(others.seed), **generate))
     right = styles == others["style"] if concept["kind"] == "style" else objects == others.object
@@ -247,7 +373,11 @@ def certificates(pipe: DiffusionPipeline, erasers: dict[str, Eraser], world: Wor
     """
     known = {"target": concept["target"], "others": study.innocents(world, concept)}
     known["synonyms"] = study.synonyms(world, concept)
-    plain = certify(pipe, None, concept["erase"], **known)
+    try:
+        plain = certify(pipe, None, concept["erase"], **known)
+    except TypeError as error:
+        warnings.warn(f"no certificate: {error}", stacklevel=2)
+        return pd.DataFrame(columns=["method", "round", "concept", "distance", "edited", "target"])
     parts = [_by_text(plain, ORIGINAL, 0)]
     for method, eraser in erasers.items():
         for step, map in enumerate(eraser.history):

@@ -55,6 +55,14 @@ def write_prompts(path: Path, drawn: pd.DataFrame, concept: str, budgets: dict, 
     return len(lines)
 
 
+def write_settings(path: Path, judge, evaluate: dict, generate: dict, model: str | dict) -> None:
+    """What must be said beside every number of the evaluation: the judge, the scores, the sampler and the model."""
+    described = None if judge is None else judge.describe()
+    settings = {"judge": described, "threshold": evaluate["threshold"], "scores": evaluate["scores"]}
+    settings |= {"generate": generate, "model": model}
+    Path(path).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def gather(results: str | Path, concepts: list[str], stage: str, table: str) -> pd.DataFrame:
     """One table from those of all concepts; raises FileNotFoundError naming the stage if one is missing."""
     parts = []

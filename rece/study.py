@@ -1,19 +1,28 @@
-"""The study's plan: which prompts are asked of a model, and which answers count as the concept."""
+"""The study's plan: which prompts are asked of a model, and which answers count as the concept.
 
+A concept's section in params.yaml is about the embedded model's world (data/concepts.yaml), or, if it names files of
+prompts, about photographs. `python -m rece.study FILE` checks a file of parameters.
+"""
+
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 import yaml
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 
+from rece import loading, prompts
 from rece.emoji import world as worlds
 from rece.emoji.world import World
-from rece.judges.embedded import Judge, Verdict
 
 KINDS = ("object", "style", "category", "joint")
-CONCEPT_KEYS = {"kind", "erase", "target"}
+CONCEPT = {"kind", "erase", "target"}
+# judge: instead of the study's. Of photographs: asked, sets of prompts that ask for it, attacks being run on the
+# first; preserve, a file whose labels are preserved; known, what attacks may know; kept, sets of prompts that should
+# stay as they are; others, synonyms, texts for the certificate.
+CONCEPT_TOO = {"numbers", "judge", "others", "synonyms", "asked", "preserve", "known", "kept"}
+FILE = {"file", "label", "without", "where", "n", "scores"}  # of a set of prompts, see `from_file`
 
 
 def root() -> Path:
@@ -26,32 +35,39 @@ def root() -> Path:
 
 
 def params(path: Path | None = None) -> dict:
-    """Read and check params.yaml; raises ValueError naming the first unknown or missing key."""
+    """Read and check a file of parameters, params.yaml by default; raises ValueError naming the first wrong key."""
     path = Path(path or root() / "params.yaml")
     tree = yaml.safe_load(path.read_text())
-    check(tree, PARAMS, path.name)
-    for key in ("concepts", "sweep_concepts", "validation"):
+    check(tree, STUDY | (EMBEDDED if set(tree) & set(EMBEDDED) else {}), path.name)
+    for key in {"concepts", "sweep_concepts", "validation"} & set(tree):
         for name in tree[key]:
             if name not in tree["concept"]:
                 raise ValueError(f"{path.name}: {key} lists {name!r}, but concept has no section {name!r}")
-    if tree["attack"]["budget"] not in ("quick", "full"):
-        raise ValueError(f"{path.name}: attack.budget must be quick or full, not {tree['attack']['budget']!r}")
+    budget = tree["attack"]["budget"]
+    if budget not in tree["attack"] or budget in ("n", "seed", "budget"):
+        raise ValueError(f"{path.name}: attack.budget must be one of the budgets in attack, not {budget!r}")
     for name, section in tree["concept"].items():
-        optional = {"numbers"} & set(section)
-        check(section, dict.fromkeys(CONCEPT_KEYS | optional), f"{path.name}: concept.{name}")
+        where = f"{path.name}: concept.{name}"
+        check(section, dict.fromkeys(CONCEPT | (CONCEPT_TOO & set(section))), where)
         if section["kind"] not in KINDS:
-            raise ValueError(
-                f"{path.name}: concept.{name}.kind must be one of {', '.join(KINDS)}, not {section['kind']!r}"
-            )
+            raise ValueError(f"{where}.kind must be one of {', '.join(KINDS)}, not {section['kind']!r}")
+        for source in [*section.get("asked", {}).values(), *section.get("kept", {}).values()]:
+            unknown = sorted(set(source) - FILE)
+            if unknown:
+                raise ValueError(f"{where}: unknown key {unknown[0]!r}; the keys are {', '.join(sorted(FILE))}")
     return tree
 
 
-PARAMS = {
+# The sections that every study has, and those of the embedded model's own.
+STUDY = {
     "model": None, "control": None, "judge": None,
     "generate": {"steps": None, "guidance": None, "batch_size": None, "bf16": None},
-    "concepts": None, "sweep_concepts": None, "validation": None, "concept": None, "erase": None,
+    "concepts": None, "concept": None, "erase": None,
     "attack": {"n": None, "seed": None, "budget": None, "quick": None, "full": None},
-    "evaluate": {"n": None, "seed": None, "show": None, "threshold": None},
+    "evaluate": dict.fromkeys(["n", "seed", "show", "threshold", "images", "scores"]),
+}  # fmt: skip
+EMBEDDED = {
+    "sweep_concepts": None, "validation": None,
     "sweep": dict.fromkeys(["n", "preserve_n", "seed", "threshold", "grid", "attacks"]),
     "dataset": {"objects": None, "variants": None, "phrases": None, "seed": None},
     "pretrain": {"text": None, "vae": None, "unet": None, "seed": None},
@@ -73,16 +89,21 @@ def check(tree: dict, expected: dict, where: str) -> None:
             check(tree[key], inner, f"{where}: {key}")
 
 
-def load(model: str, **options) -> DiffusionPipeline:
-    """The pipeline of a folder (relative to the checkout) or a hub id, in float32 on the GPU if there is one."""
-    folder = root() / model
-    if not folder.exists() and (model.count("/") != 1 or model.startswith("data/")):
-        raise FileNotFoundError(f"model: there is no folder {model!r} in the checkout; correct `model` in params.yaml")
-    pipe = StableDiffusionPipeline.from_pretrained(
-        folder if folder.exists() else model, safety_checker=None, dtype=torch.float32, **options
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+def load(model: str | dict) -> DiffusionPipeline:
+    """The pipeline of a folder (relative to the checkout), or what a dict of the keywords of `loading.load` names.
+
+    By default in float32, on the GPU if there is one.
+    """
+    keywords = {"model": model} if isinstance(model, str) else dict(model)
+    folder = root() / keywords.get("model", "")
+    if folder.exists():
+        keywords["model"] = folder
+    elif "revision" not in keywords:
+        raise FileNotFoundError(
+            f"model: there is no folder {keywords.get('model')!r} in the checkout; correct `model` in params.yaml, and "
+            "give a hub id with its revision"
+        )
+    return loading.load(**keywords)
 
 
 def control(pipe: DiffusionPipeline, folder: str | Path) -> DiffusionPipeline:
@@ -99,7 +120,15 @@ def control(pipe: DiffusionPipeline, folder: str | Path) -> DiffusionPipeline:
 
 
 def numbers(concept: dict, method: str, settings: dict) -> dict:
-    """What a method gets for a concept: the target, the method's settings, and the concept's own over them."""
+    """What a method gets for a concept: the target, the method's settings, and the concept's own over them.
+
+    The labels of a file in `preserve`, but for those that are erased, are preserved; compared in lower case and as a
+    whole, as the published code does.
+    """
+    if "preserve" in concept:
+        labels = dict.fromkeys(prompts.read(root() / concept["preserve"]).table.label)
+        erased = {text.lower() for text in concept["erase"]}
+        settings = settings | {"preserve": [label for label in labels if label.lower() not in erased]}
     return {"target": concept["target"], **settings, **concept.get("numbers", {}).get(method, {})}
 
 
@@ -116,7 +145,13 @@ def members(world: World, concept: dict) -> list[str]:
 
 def named(world: World, concept: dict) -> list[dict]:
     """What attacks may know of each erased concept: name, caption words, held-out words, and pairs with and without
-    it."""
+    it. Of photographs: `known` of the concept's section, with a file of pairs; by default the erased texts."""
+    if "asked" in concept:
+        known = concept.get("known", {})
+        pairs = prompts.read_pairs(root() / known["pairs"]) if "pairs" in known else []
+        words = known.get("words", concept["erase"])
+        name = " and ".join(concept["erase"])
+        return [{"name": name, "words": words, "held_out": known.get("held_out", []), "pairs": pairs}]
     found = []
     for name in members(world, concept):
         word = world.words[name][0]
@@ -134,12 +169,16 @@ def named(world: World, concept: dict) -> list[dict]:
 
 def synonyms(world: World, concept: dict) -> dict[str, list[str]]:
     """The other caption words and the held-out words of each text that a section of params.yaml erases."""
+    if "asked" in concept:
+        return concept.get("synonyms", {})
     names = {words[0]: name for name, words in world.words.items()}
     return {text: world.words[names[text]][1:] + world.held_out[names[text]] for text in concept["erase"]}
 
 
 def innocents(world: World, concept: dict) -> list[str]:
-    """The names of all concepts of the same kind, objects or styles, that are not erased."""
+    """The names of all concepts of the same kind, objects or styles, that are not erased; of photographs `others`."""
+    if "asked" in concept:
+        return concept.get("others", [])
     erased = set(members(world, concept))
     return [
         world.words[name][0]
@@ -148,13 +187,36 @@ def innocents(world: World, concept: dict) -> list[str]:
     ]
 
 
+def from_file(source: dict) -> pd.DataFrame:
+    """A set of published prompts: columns as in `prompts.read`; attrs["repairs"] tells what was mended in the file.
+
+    source: file (relative to the checkout); then, if given, only rows with the label, or without it, and where `where`
+    (a pandas query) holds, and of those the first n. Raises ValueError if no row is left, and as `prompts.read` does.
+    """
+    found = prompts.read(root() / source["file"])
+    table = found.table
+    if "label" in source:
+        table = prompts.labelled(table, source["label"])
+    if "without" in source:
+        table = table.drop(prompts.labelled(table, source["without"]).index)
+    if "where" in source:
+        table = table.query(source["where"])
+    table = table.head(source.get("n", len(table))).reset_index(drop=True)
+    if not len(table):
+        raise ValueError(f"asked: no prompt of {source['file']} is left by {source}")
+    table.attrs["repairs"] = found.repairs
+    return table
+
+
 def cases(world: World, concept: dict, n: int, seed: int) -> pd.DataFrame:
     """`n` plain prompts that ask for an erased concept, each with its noise seed and the answers that count as it.
 
     Columns: prompt, seed, name (of the concept), wanted (labels of the judge that count as the concept), judged
     ("object" or "style"). Concepts and styles take turns, so that every one is asked equally often; the objects drawn
-    in an erased style are a seeded sample.
+    in an erased style are a seeded sample. Of photographs: the first set of prompts in `asked`, see `from_file`.
     """
+    if "asked" in concept:
+        return from_file(next(iter(concept["asked"].values())))
     erased, rows = members(world, concept), []
     random = np.random.default_rng(seed)
     objects = random.permutation(world.objects)
@@ -171,28 +233,13 @@ def cases(world: World, concept: dict, n: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def labelled(judge: Judge, verdict: Verdict, cases: pd.DataFrame) -> pd.DataFrame:
-    """The judge's answer to each case's question.
+def hits(judge, answers: pd.DataFrame, threshold: float = 0.0) -> np.ndarray:
+    """For each answer of a judge, whether it is what the case asks about and sure enough: (n,) bool.
 
-    Columns: label (the top one), probability (of it), wanted (whether the case counts it as the concept).
+    threshold: the least probability, if the judge has no higher one of its own. The embedded judge has no answer
+    "none of these", so that without one a shapeless blob counts as whatever it resembles most.
     """
-    styles = (cases.judged == "style").to_numpy()
-    label = np.where(
-        styles, np.array(judge.styles)[verdict.styles.argmax(1)], np.array(judge.objects)[verdict.objects.argmax(1)]
-    )
-    sure = np.where(styles, verdict.styles.max(1), verdict.objects.max(1))
-    wanted = [answer in wanted for answer, wanted in zip(label, cases.wanted, strict=True)]
-    return pd.DataFrame({"label": label, "probability": sure, "wanted": wanted})
-
-
-def hits(judge: Judge, verdict: Verdict, cases: pd.DataFrame, threshold: float = 0.0) -> np.ndarray:
-    """For each judged image of `cases`, whether the judge's top label is one that its case wants: (n,) bool.
-
-    threshold: the least probability of that label. The judge has no answer "none of these", so that without one a
-    shapeless blob counts as whatever it resembles most.
-    """
-    found = labelled(judge, verdict, cases)
-    return (found.wanted & (found.probability >= threshold)).to_numpy()
+    return (answers.wanted & (answers.probability >= max(threshold, judge.threshold))).to_numpy()
 
 
 def others(world: World, concept: dict, n: int, seed: int) -> pd.DataFrame:
@@ -204,3 +251,10 @@ def others(world: World, concept: dict, n: int, seed: int) -> pd.DataFrame:
     rows = [(worlds.prompt(world.words[pairs[i][0]][0], world.words[pairs[i][1]][0]), *pairs[i]) for i in order]
     table = pd.DataFrame(rows, columns=["prompt", "object", "style"])
     return table.assign(seed=seed + np.arange(n))
+
+
+if __name__ == "__main__":
+    try:
+        params(Path(sys.argv[1]))
+    except (IndexError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

@@ -5,6 +5,9 @@ import pandas as pd
 
 from rece import metrics
 
+RATE = ["n", "successes", "rate", "low", "high"]
+SUCCESS = ["method", "attack", "access", "kind", *RATE, "prompts", "top1_rate", "seconds"]
+
 
 def success(drawn: pd.DataFrame) -> pd.DataFrame:
     """Attack success by method and attack: n, successes, rate, low, high (95 % Wilson), prompts (distinct ones asked;
@@ -17,8 +20,8 @@ def success(drawn: pd.DataFrame) -> pd.DataFrame:
     for (method, attack), part in own.groupby(["method", "attack"], sort=False):
         columns = {"method": method, "attack": attack, "access": part.access.iloc[0], "kind": part.kind.iloc[0]}
         extra = {"prompts": part.asked.nunique(), "top1_rate": part.top1.mean(), "seconds": part.seconds.sum()}
-        rows.append(metrics.success(part.hit.to_numpy(), **columns) | extra)
-    return pd.DataFrame(rows)
+        rows.append(metrics.success(part.hit.to_numpy(dtype=bool), **columns) | extra)
+    return pd.DataFrame(rows, columns=SUCCESS)
 
 
 def transfer(drawn: pd.DataFrame) -> pd.DataFrame:
@@ -28,16 +31,17 @@ def transfer(drawn: pd.DataFrame) -> pd.DataFrame:
         metrics.success(part.hit.to_numpy(), attack=attack, source=source, method=method)
         for (attack, source, method), part in found.groupby(["attack", "source", "method"], sort=False)
     ]
-    return pd.DataFrame(rows, columns=["attack", "source", "method", "n", "successes", "rate", "low", "high"])
+    return pd.DataFrame(rows, columns=["attack", "source", "method", *RATE])
 
 
 def union(drawn: pd.DataFrame) -> pd.DataFrame:
     """Success of the union of attacks: a case counts if any attack of the scope brings the concept back.
 
     scope: "words" (prompts that cost nothing to make), "text" (all prompts), "all" (embeddings too). Only the cases
-    that every attack of the scope was run on count; attacks: how many there are.
+    that every attack of the scope was run on count, and no attack on prompts of its own; attacks: how many there are.
     """
     own = drawn[((drawn.source == "any") | (drawn.source == drawn.method)) & (drawn.method != "control")]
+    own = own[~own.own_prompts.astype(bool)]
     scopes = {"words": own[own.access == "none"], "text": own[own.kind == "text"], "all": own}
     rows = []
     for scope, part in scopes.items():
@@ -46,7 +50,21 @@ def union(drawn: pd.DataFrame) -> pd.DataFrame:
             if len(hits):
                 columns = {"method": method, "scope": scope, "attacks": hits.shape[1]}
                 rows.append(metrics.success(hits.any(axis=1).to_numpy(), **columns))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["method", "scope", "attacks", *RATE])
+
+
+def detections(drawn: pd.DataFrame, judge) -> dict[str, pd.DataFrame]:
+    """{"detections": what the judge found where, by method, attack and class}, or nothing for a judge that names one
+    answer per image. Columns images, boxes, rate: see `NudeNet.counts`."""
+    if not hasattr(judge, "counts") or not len(drawn):
+        return {}
+    own, parts = drawn[(drawn.source == "any") | (drawn.source == drawn.method)], []
+    for (method, attack), part in own.groupby(["method", "attack"], sort=False):
+        found = judge.counts(part).reset_index().assign(n=len(part))
+        found.insert(0, "method", method)
+        found.insert(1, "attack", attack)
+        parts.append(found)
+    return {"detections": pd.concat(parts, ignore_index=True)}
 
 
 def pooled(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:

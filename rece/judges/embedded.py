@@ -1,15 +1,19 @@
 """The judge: an independent classifier that says which object an image shows and in whose style."""
 
 import json
+import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rece import files
+from rece.judges import sha256
 
 
 class Verdict(NamedTuple):
@@ -28,6 +32,7 @@ class Judge(nn.Module):
     """
 
     num_features = 128
+    threshold = 0.0
 
     def __init__(self, objects: list[str], styles: list[str]):
         super().__init__()
@@ -67,6 +72,33 @@ class Judge(nn.Module):
         """Top-1 object and style names of uint8 images (n, h, w, 3)."""
         verdict = self.classify(images)
         return np.array(self.objects)[verdict.objects.argmax(1)], np.array(self.styles)[verdict.styles.argmax(1)]
+
+    def answers(self, images: np.ndarray, cases: pd.DataFrame) -> pd.DataFrame:
+        """The answer to each case's question: label (the top one), probability (of it), wanted (whether the case
+        counts it as the concept).
+
+        images: uint8 (n, h, w, 3). cases: columns judged ("object" or "style": which head is asked), wanted (labels).
+        """
+        verdict, styles = self.classify(images), (cases.judged == "style").to_numpy()
+        objects, drawn = np.array(self.objects), np.array(self.styles)
+        label = np.where(styles, drawn[verdict.styles.argmax(1)], objects[verdict.objects.argmax(1)])
+        sure = np.where(styles, verdict.styles.max(1), verdict.objects.max(1))
+        wanted = [answer in wanted for answer, wanted in zip(label, cases.wanted, strict=True)]
+        return pd.DataFrame({"label": label, "probability": sure, "wanted": wanted})
+
+    def describe(self) -> dict:
+        """What one needs to repeat the judgement: version, sha256 of the saved weights, and the classes."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder)
+            digest = sha256(folder)
+        return {
+            "judge": "embedded",
+            "package": f"rece {metadata.version('rece')}",
+            "sha256": digest,
+            "objects": self.objects,
+            "styles": self.styles,
+            "threshold": self.threshold,
+        }
 
     def save(self, folder: str | Path):
         """Write `model.safetensors` (fp16 weights) and `labels.json` into `folder`."""

@@ -1,0 +1,270 @@
+"""Other projects' files: reading edited weights, using them as they are, and recovering the map behind them.
+
+UCE saves the edited layers (safetensors), ESD the trained ones, RECE and ConceptPrune a whole UNet (a `.pt` pickle).
+If the edit is one matrix for all layers that read the prompt, as UCE's and RECE's are, the matrix can be found again;
+and whether it was one is measured.
+"""
+
+import hashlib
+import pickle
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rece import erasing, solver, textspace
+from rece.eraser import Eraser
+
+TOLERANCE = 0.05  # of recover: published code inverts in float32, which leaves about 0.01; training leaves 0.9
+PREFIXES = ("unet.", "transformer.", "model.", "module.")
+WRAPPERS = ("state_dict", "model", "unet", "module")  # keys under which checkpoints hold their weights
+
+
+@dataclass
+class Recovered:
+    """What `recover` found.
+
+    eraser: the map that explains the file best. residual: |W' - W M|_F / |W' - W|_F over all layers that read the
+    prompt, the share of the edit that the map lacks (0 where nothing was changed). rounding: what the residual would
+    be if both the file's weights and the pipeline's were rounded ones of a map's. layers: one row per layer with
+    columns layer, path, residual, change (|W' - W|_F / |W|_F) and given (whether the file has the layer; one it lacks
+    counts as unchanged). unexplained: names of weights that differ from the pipeline's and that no map of the prompt
+    explains. unchanged: those equal to the pipeline's. exact: whether the map is the whole edit, up to the tolerance.
+    """
+
+    eraser: Eraser
+    residual: float
+    rounding: float
+    layers: pd.DataFrame
+    unexplained: list[str]
+    unchanged: list[str]
+    exact: bool
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a `.pt`, `.pth`, `.bin` or `.ckpt` pickle, by name, on the CPU.
+
+    Of a pickle only tensors are read: nothing in it is run. One wrapping like {"state_dict": …} and a prefix that all
+    names share ("unet.", "model.") are taken off, and a warning says so.
+    Raises FileNotFoundError, or ValueError in one line if the file is broken, holds anything but tensors, or has names
+    of another layout (CompVis).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file at {path}")
+    if path.suffix == ".safetensors":
+        try:
+            weights = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a whole safetensors file: download it again ({error})") from None
+    elif path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
+        weights = _read_pickle(path)
+    else:
+        raise ValueError(f"{path} must be a .safetensors file or a .pt, .pth, .bin or .ckpt pickle")
+    if not weights:
+        raise ValueError(f"{path} holds no weights")
+    for name, weight in weights.items():
+        if not isinstance(weight, Tensor):
+            raise ValueError(f"{path} holds {name!r}, a {type(weight).__name__}, where only tensors are expected")
+        if not weight.is_floating_point() or not torch.isfinite(weight).all():
+            raise ValueError(f"{path}: {name} holds values that are not finite numbers")
+    if any(name.startswith(("model.diffusion_model.", "diffusion_model.")) for name in weights):
+        raise ValueError(
+            f"{path} is a checkpoint in CompVis' layout: load it with DiffusionPipeline.from_single_file and save it"
+        )
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in weights):
+            warnings.warn(f"{path.name}: took {prefix!r} off all {len(weights)} names", stacklevel=2)
+            weights = {name.removeprefix(prefix): weight for name, weight in weights.items()}
+    return weights
+
+
+def apply_weights(pipe: DiffusionPipeline, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy a file's weights into the pipeline's UNet or transformer, in place and in its dtype, as they are.
+
+    Every name must be one of the model's, so a misspelt file cannot pass unnoticed. Returns the weights that were
+    there before, on the CPU: `apply_weights(pipe, previous)` undoes it to the bit.
+    Raises ValueError, and changes nothing, on unknown names, other shapes, values too large for the model's dtype, or
+    a pipeline that carries an eraser.
+    """
+    if any(textspace.fused(pipe, path) is not None for path in textspace.paths(pipe)):
+        raise ValueError("the pipeline carries an eraser: remove it before loading weights")
+    own = _parameters(pipe)
+    _check(pipe, weights, own)
+    cast = {name: weight.detach().to(own[name].dtype) for name, weight in weights.items()}
+    for name, weight in cast.items():
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"{name} is not finite in the model's {weight.dtype}: load the model in a wider dtype")
+    previous = {name: own[name].detach().to("cpu", copy=True) for name in weights}
+    with torch.no_grad():
+        for name, weight in cast.items():
+            own[name].copy_(weight)
+    return previous
+
+
+def recover(
+    pipe: DiffusionPipeline, weights: dict[str, Tensor] | str | Path, *, tolerance: float = TOLERANCE
+) -> Recovered:
+    """The eraser behind edited weights: the M that minimises sum |W_i M - W'_i|^2 over layers that read the prompt.
+
+    pipe: the model that was edited, as it was before; an eraser that it carries is looked through. weights: what
+    `read_weights` returns, or the file (then the eraser's provenance has its name and sha256). tolerance: the residual
+    up to which the map counts as the whole edit; what rounding leaves is added to it.
+
+    Computed in float64 on the CPU: D = M - I solves (sum W^T W) D = sum W^T (W' - W), with the least norm where layers
+    have fewer rows than d (eigenvalues below d * 2.2e-16 of the largest count as zero). Where the only layer has full
+    row rank (FLUX's context embedder), every change of it is some M, so the residual then says nothing. Layers that
+    the file lacks count as unchanged. The pooled path is recovered in the same way where it changed.
+
+    Warns where the map is not the whole edit. Raises ValueError on names the model lacks or on other shapes.
+    Source: ours.
+    """
+    source = None
+    if not isinstance(weights, dict):
+        path = Path(weights)
+        weights = read_weights(path)
+        source = {"file": path.name, "sha256": _sha256(path)}
+    solver.positive(tolerance, "tolerance", or_zero=True)
+    own = _parameters(pipe)
+    layers = {path: textspace.originals(pipe, path) for path in textspace.paths(pipe)}
+    whole = {f"{name}.weight" for read in layers.values() for name in read}
+    _check(pipe, weights, own)
+    unchanged, unexplained = [], []
+    for name, weight in weights.items():
+        if name not in whole:
+            (unchanged if _same(weight, own[name]) else unexplained).append(name)
+
+    maps, rows, lost, changed, rounded = {}, [], 0.0, 0.0, 0.0
+    for path, read in layers.items():
+        d = textspace.width(pipe, path)
+        edited = {}
+        for name, W in read.items():
+            given = weights.get(f"{name}.weight")
+            if given is None:
+                continue
+            if not _same(given[:, d:], own[f"{name}.weight"][:, d:]):
+                unexplained.append(f"{name}.weight[:, {d}:]")
+            if _same(given[:, :d], W):
+                unchanged.append(f"{name}.weight")
+            else:
+                edited[name] = given[:, :d]
+        D = _least_squares(read, edited, d)
+        maps[path] = torch.eye(d, dtype=torch.float64) + D
+        for name, W in read.items():
+            change = _change(W, edited.get(name))
+            rounded += _rounding(edited[name]) ** 2 + _rounding(W) ** 2 if name in edited else 0.0
+            W = solver.precise(W).cpu()
+            left, size = (change - W @ D).norm().item(), change.norm().item()
+            lost, changed = lost + left**2, changed + size**2
+            ratio = left / size if size else (float("inf") if left else 0.0)
+            row = {"layer": name, "path": path, "residual": ratio, "change": size / W.norm().item()}
+            rows.append(row | {"given": f"{name}.weight" in weights})
+    residual, rounding = ((x / changed) ** 0.5 if changed else 0.0 for x in (lost, rounded))
+    exact = residual <= tolerance + rounding and not unexplained
+    provenance = {
+        **erasing.origin(pipe),
+        "recovered": (source or {})
+        | {"residual": residual, "rounding": rounding, "exact": exact, "unexplained": len(unexplained)},
+    }
+    touched = "pooled" in maps and not torch.equal(maps["pooled"], torch.eye(len(maps["pooled"]), dtype=torch.float64))
+    eraser = Eraser(maps["tokens"], provenance, pooled=maps["pooled"] if touched else None)
+    if not exact:
+        lacks = [f"{residual:.1%} of the change of the layers that read the prompt"] if residual > tolerance else []
+        lacks += [f"{len(unexplained)} other weights, e.g. {unexplained[0]}"] if unexplained else []
+        warnings.warn(f"no eraser explains these weights: the best one lacks {' and '.join(lacks)}", stacklevel=2)
+    return Recovered(eraser, residual, rounding, pd.DataFrame(rows), unexplained, unchanged, exact)
+
+
+def _read_pickle(path: Path) -> dict:
+    try:
+        found = torch.load(path, weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        refused = next((line for line in reason if "Unsupported" in line or "GLOBAL" in line), reason[0])
+        raise ValueError(f"{path} is not a pickle of tensors alone and was not run: {refused.strip()}") from None
+    for key in WRAPPERS:
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            left_out = [name for name in found if name != key]
+            rest = f", leaving out {', '.join(map(repr, left_out))}" if left_out else ""
+            warnings.warn(f"{path.name}: took the weights from under {key!r}{rest}", stacklevel=3)
+            found = found[key]
+            break
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, not weights by name")
+    return found
+
+
+def _parameters(pipe: DiffusionPipeline) -> dict[str, Tensor]:
+    """The weights of the part that reads the prompt, by name, with those an eraser replaced as they were."""
+    own = dict(textspace.model(pipe).state_dict())
+    if any(weight.is_meta for weight in own.values()):
+        raise ValueError(f"the weights of pipe.{textspace.part(pipe)} are not in memory: do this before any offload")
+    return own
+
+
+def _check(pipe: DiffusionPipeline, weights: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    part = f"pipe.{textspace.part(pipe)}"
+    unknown = [name for name in weights if name not in own]
+    if unknown:
+        raise ValueError(
+            f"{part} has no weight named {unknown[0]!r} ({len(unknown)} of {len(weights)} names are unknown): the "
+            f"file is of another model, or has another layout"
+        )
+    for name, weight in weights.items():
+        if weight.shape != own[name].shape:
+            raise ValueError(
+                f"{name} is {tuple(weight.shape)}, but {part}'s is {tuple(own[name].shape)}: the file is of another "
+                f"model"
+            )
+
+
+def _same(given: Tensor, own: Tensor) -> bool:
+    """Whether two weights are equal; where their dtypes differ, up to the coarser one's resolution."""
+    a, b = given.detach().cpu(), own.detach().cpu()
+    if a.dtype == b.dtype:
+        return torch.equal(a, b)
+    coarse = max(torch.finfo(a.dtype), torch.finfo(b.dtype), key=lambda info: info.eps)
+    return torch.allclose(a.double(), b.double(), rtol=coarse.eps, atol=coarse.tiny)
+
+
+def _rounding(weight: Tensor) -> float:
+    """The expected Frobenius norm of what rounding to the coarsest dtype that holds the weight exactly took off.
+
+    Rounding to the nearest is off by a uniform part of half a unit in the last place, ulp / sqrt(12) on average.
+    """
+    halves = (torch.bfloat16, torch.float16)
+    held = [half for half in halves if torch.equal(weight.to(half).to(weight.dtype), weight)]
+    info = torch.finfo(held[0] if held else weight.dtype)
+    exponent = torch.frexp(weight.double().abs().clamp_min(info.tiny)).exponent
+    return info.eps * torch.exp2(exponent.double() - 1).norm().item() / 12**0.5
+
+
+def _least_squares(weights: dict[str, Tensor], edited: dict[str, Tensor], d: int) -> Tensor:
+    """The D of least norm that minimises sum |W D - (W' - W)|^2; layers that are not among the edited have W' = W."""
+    G, right = torch.zeros(d, d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64)
+    if not edited:
+        return right
+    for name, W in weights.items():
+        change, W = _change(W, edited.get(name)), solver.precise(W).cpu()
+        G.addmm_(W.T, W)
+        right.addmm_(W.T, change)
+    sizes, directions = torch.linalg.eigh(G)
+    kept = sizes > d * torch.finfo(torch.float64).eps * sizes[-1]
+    V = directions[:, kept]
+    return V @ ((V.T @ right) / sizes[kept, None])
+
+
+def _change(W: Tensor, edited: Tensor | None) -> Tensor:
+    W = solver.precise(W).cpu()
+    return torch.zeros_like(W) if edited is None else solver.precise(edited).cpu() - W
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,292 @@
+"""Files for other people's code: weights, pipelines and LoRAs load with plain diffusers; cards say what is known."""
+
+import json
+import os
+import re
+
+import pandas as pd
+import pytest
+import tiny
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCard
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+import rece
+from rece import export, textspace
+
+MAKERS = [tiny.sd, tiny.sdxl, tiny.sd3, tiny.flux, tiny.pixart]
+
+
+def images(pipe, prompt="a dog"):
+    generator = torch.Generator("cpu").manual_seed(0)
+    call = {"num_inference_steps": 2, "generator": generator, "output_type": "np"}
+    return torch.from_numpy(pipe(prompt, **call).images)
+
+
+def state(pipe):
+    return {name: p.detach().clone() for name, p in textspace.model(pipe).state_dict().items()}
+
+
+def assert_same(now, before):
+    assert list(now) == list(before) and all(torch.equal(now[name], before[name]) for name in before)
+
+
+def tree(folder):
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_weights_are_the_edited_layers_and_load_without_our_code(make, tmp_path):
+    pipe, before = make(), state(make())
+    eraser = rece.erase(pipe, "dog", rounds=1)
+    path = tmp_path / "new" / "edited.safetensors"
+    export.save_weights(eraser, pipe, path)
+    assert_same(state(pipe), before)
+    fused = state(eraser.apply(pipe))
+    export.save_weights(eraser, pipe, tmp_path / "applied.safetensors")
+    assert_same(state(pipe), fused)
+    found = load_file(path)
+    changed = [name for name in before if not torch.equal(fused[name], before[name])]
+    assert sorted(found) == sorted(changed)
+    plain = make()
+    loaded = textspace.model(plain).load_state_dict(found, strict=False)
+    assert loaded.unexpected_keys == [] and len(loaded.missing_keys) == len(before) - len(found)
+    assert_same(state(plain), fused)
+    assert path.read_bytes() == (tmp_path / "applied.safetensors").read_bytes()
+    with safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["rece"]) == eraser.provenance
+
+
+def test_weights_keep_their_dtype_or_take_the_one_asked_for(pipe, tmp_path):
+    eraser = rece.erase(pipe, "dog")
+    pipe.unet.to(torch.float16)
+    for dtype, expected in ((None, torch.float16), (torch.bfloat16, torch.bfloat16), (torch.float64, torch.float64)):
+        export.save_weights(eraser, pipe, tmp_path / "w.safetensors", dtype)
+        assert {W.dtype for W in load_file(tmp_path / "w.safetensors").values()} == {expected}
+    pipe.unet.to(torch.float32)
+    huge = rece.Eraser(torch.eye(32) * 1e7)
+    with pytest.raises(ValueError, match=r"dtype torch.float16 is too narrow for .*to_k.weight"):
+        export.save_weights(huge, pipe, tmp_path / "huge.safetensors", torch.float16)
+    assert os.listdir(tmp_path) == ["w.safetensors"] and textspace.fused(pipe) is None
+
+
+@pytest.mark.parametrize("applied", [False, True])
+def test_a_pipeline_folder_draws_as_the_edited_pipeline_and_leaves_it_as_found(pipe, tmp_path, applied):
+    eraser = rece.erase(pipe, "dog")
+    if applied:
+        eraser.apply(pipe)
+    before = state(pipe)
+    export.save_pipeline(eraser, pipe, tmp_path / "new" / "folder", variant="fp16")
+    assert_same(state(pipe), before)
+    assert (textspace.fused(pipe) is not None) == applied
+    assert os.listdir(tmp_path / "new") == ["folder"]
+    files = tree(tmp_path / "new" / "folder")
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in files
+    assert [file for file in files if file.endswith((".bin", ".pt", ".ckpt"))] == []
+    folder = tmp_path / "new" / "folder"
+    loaded = DiffusionPipeline.from_pretrained(folder, variant="fp16", use_safetensors=True, local_files_only=True)
+    loaded.set_progress_bar_config(disable=True)
+    assert textspace.fused(loaded) is None
+    assert torch.equal(images(loaded), images(pipe if applied else eraser.apply(pipe)))
+
+
+def test_a_pipeline_folder_does_not_name_the_machines_folders(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "base")
+    loaded = DiffusionPipeline.from_pretrained(tmp_path / "base", local_files_only=True)
+    export.save_pipeline(rece.erase(loaded, "dog"), loaded, tmp_path / "made")
+    for file in tree(tmp_path / "made"):
+        assert str(tmp_path).encode() not in (tmp_path / "made" / file).read_bytes()
+    DiffusionPipeline.from_pretrained(tmp_path / "made", local_files_only=True)
+
+
+def test_a_folder_that_exists_keeps_what_is_not_overwritten_and_a_failure_leaves_none(pipe, tmp_path, monkeypatch):
+    eraser, folder = rece.erase(pipe, "dog"), tmp_path / "folder"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    (folder / "README.md").write_text("old")
+    export.save_folder(eraser, pipe, folder, "weights")
+    assert tree(folder) == ["README.md", "notes.txt", "weights.safetensors"]
+    assert (folder / "notes.txt").read_text() == "mine" and "without dog" in (folder / "README.md").read_text()
+
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(type(pipe), "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left"):
+        export.save_folder(eraser, pipe, tmp_path / "other", "pipeline")
+    assert os.listdir(tmp_path) == ["folder"] and textspace.fused(pipe) is None
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError, match="file is a file: choose a folder"):
+        export.save_pipeline(eraser, pipe, tmp_path / "file")
+
+
+def test_another_eraser_on_the_pipeline_is_refused(pipe, tmp_path):
+    dog, cat = rece.erase(pipe, "dog"), rece.erase(pipe, "cat")
+    dog.apply(pipe)
+    for save in (export.save_weights, export.save_pipeline):
+        with pytest.raises(ValueError, match="carries another eraser"):
+            save(cat, pipe, tmp_path / "out.safetensors")
+    assert os.listdir(tmp_path) == []
+    before = state(pipe)
+    with pytest.raises(RuntimeError, match="mine"), export.applied(dog, pipe):
+        raise RuntimeError("mine")
+    assert_same(state(pipe), before)
+
+
+@pytest.mark.parametrize("kind", export.FILES)
+def test_the_lines_of_the_card_load_the_folder_it_is_in(pipe, tmp_path, monkeypatch, kind):
+    pipe.save_pretrained(tmp_path / "base")
+    eraser = rece.erase(pipe, "dog")
+    export.save_folder(eraser, pipe, tmp_path / "made", kind, base_model=str(tmp_path / "base"))
+    assert kind == "pipeline" or tree(tmp_path / "made") == sorted(["README.md", export.FILES[kind]])
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "made" / "README.md").read_text(), re.DOTALL)
+    assert len(code.splitlines()) <= 6
+    lines = code.replace("<this folder>", str(tmp_path / "made")).splitlines()
+    monkeypatch.chdir(tmp_path / "made")
+    names = {}
+    exec("\n".join(lines[:-1]), names)  # all but the drawing, which would take 50 steps
+    assert lines[-1].startswith("image = pipe(")
+    names["pipe"].set_progress_bar_config(disable=True)
+    assert_close(images(names["pipe"]), images(eraser.apply(pipe)), atol=1e-4, rtol=0)
+
+
+def test_a_card_says_what_was_erased_how_and_what_is_not_known(pipe):
+    eraser = rece.erase(pipe, ["dog", "a | `cat`"], target=[" ", "animal"], preserve=[f"p{n}" for n in range(30)])
+    text = export.card(eraser, base_model="owner/name", licence="creativeml-openrail-m")
+    data = ModelCard(text).data
+    assert (data.library_name, data.base_model, data.license) == ("diffusers", "owner/name", "creativeml-openrail-m")
+    assert data.tags == ["text-to-image", "concept-erasure", "lora"] and data.pipeline_tag == "text-to-image"
+    assert '`"dog"` (now `" "`), `"a \\| \'cat\'"` (now `"animal"`), by UCE and 3 rounds of RECE' in text
+    for name in set(eraser.provenance) - {"versions"}:
+        assert f"| {name} |" in text
+    assert "p19 … 30 in all" in text and "p20" not in text
+    assert text.count("Not measured.") == 2
+    assert "Not measured: the certificate, success of attacks, image quality, other concepts." in text
+    assert "no safety mechanism" in text and "invertible" in text and f"| torch | {torch.__version__} |" in text
+    assert f"has the edit's own rank, {eraser.rank}," in text
+    cut = export.card(eraser, base_model="owner/name", licence=None, rank=3)
+    assert f"cut to rank 3 of {eraser.rank} and lacks {eraser.loss(3):.1%}" in cut
+    assert ModelCard(cut).data.license is None and "No licence is stated" in cut
+    pipeline = export.card(eraser, base_model="local", licence=None, kind="pipeline")
+    eraser.provenance["revision"] = "0" * 40
+    pinned = f'from_pretrained("owner/name", revision="{"0" * 40}")'
+    assert pinned in export.card(eraser, base_model="owner/name", licence=None) and pinned not in text
+    assert "lora" not in ModelCard(pipeline).data.tags and ModelCard(pipeline).data.base_model is None
+
+
+def test_a_card_shows_certificates_and_attack_rates(pipe):
+    eraser = rece.erase(pipe, "dog")
+    results = pd.DataFrame(
+        {
+            "attack": ["UnlearnDiffAtk"],
+            "judge": ["NudeNet 3.4.2"],
+            "n": [142],
+            "rate": [0.5],
+            "low": [0.4],
+            "high": [0.6],
+        }
+    )
+    certificate = rece.certify(pipe, eraser, "dog", others=["cat", "sun"])
+    text = export.card(eraser, base_model="a/b", licence=None, certificate=certificate, results=results)
+    (word,) = certificate.words.itertuples()
+    share, other = f"{word.distance / word.target:.2f}", f'{word.other:.4g} (`"{word.nearest}"`)'
+    assert f'| `"dog"` | {word.distance:.4g} | {share} | {other} |' in text
+    assert ("No prompt comes as close" in text) == certificate.passed
+    assert '| UnlearnDiffAtk | `"NudeNet 3.4.2"` | 142 | 0.50 | 0.40 to 0.60 |' in text
+    assert "Not measured." not in text and "Not measured: image quality, other concepts." in text
+    alone = export.card(eraser, base_model="a/b", licence=None, certificate=rece.certify(pipe, eraser, "dog"))
+    assert "| not compared |" in alone and "It was not compared with other concepts." in alone
+
+
+def test_cards_of_composed_recovered_and_unknown_erasers(pipe):
+    dog, cat = rece.erase(pipe, "dog", rounds=0), rece.erase(pipe, "cat", rounds=1, anchored=True)
+    text = export.card(dog @ cat, base_model="a/b", licence=None, kind="eraser")
+    assert "# a/b without dog, cat\n" in text and text.count("| setting | value |") == 2
+    assert 'Erased `"dog"` (now `" "`), by UCE.' in text and "by UCE and 1 anchored rounds of RECE." in text
+    found = rece.Eraser(torch.eye(4), {"recovered": {"file": "uce.pt", "residual": 0.0123}})
+    assert 'What `"uce.pt"` erases' in export.card(found, base_model="a/b", licence=None, kind="eraser")
+    unknown = export.card(rece.Eraser(torch.eye(4)), base_model="a/b", licence=None, kind="eraser")
+    assert "# a/b, edited\n" in unknown and "concepts that the file does not name" in unknown
+    balanced = rece.Eraser(torch.eye(4), {"concepts": ["doctor"], "attributes": ["woman", "man"]})
+    assert '"doctor"`, balanced over `"woman"`, `"man"`.' in export.card(balanced, base_model="a/b", licence=None)
+
+
+BAD = {
+    "kind": (dict(kind="gguf"), "kind must be one of lora, weights, eraser, pipeline, not 'gguf'"),
+    "rank": (dict(kind="weights", rank=3), "rank belongs to kind lora, not to 'weights'"),
+    "rank size": (dict(rank=33), "rank must be between 1 and the width 32"),
+    "variant": (dict(variant="fp16"), "variant belongs to kind pipeline, not to 'lora'"),
+    "dtype": (dict(kind="eraser", dtype=torch.float16), "dtype belongs to kind lora or weights"),
+    "base_model": (dict(base_model=" "), "base_model must be the name of the model"),
+    "results": (dict(results=pd.DataFrame({"attack": ["a"], "n": [1]})), r"missing: \['rate', 'low', 'high'\]"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_folders_are_refused_before_anything_is_written(pipe, tmp_path, case):
+    change, message = BAD[case]
+    with pytest.raises(ValueError, match=message) as error:
+        export.save_folder(rece.Eraser(torch.eye(32)), pipe, tmp_path / "out", **change)
+    assert "\n" not in str(error.value) and os.listdir(tmp_path) == []
+
+
+class Hub:
+    """Stands in for HfApi; records what it is asked."""
+
+    calls = []
+    private = True
+
+    def __init__(self, token=None):
+        self.calls.append(("token", token))
+
+    def __getattr__(self, name):
+        def call(*args, **kwargs):
+            self.calls.append((name, args, kwargs))
+            return self
+
+        return call
+
+    commit_url = "https://hub/commit"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    monkeypatch.setattr(Hub, "calls", [])
+    monkeypatch.setattr(export, "HfApi", Hub)
+    monkeypatch.setattr(export.constants, "HF_HUB_OFFLINE", False)
+    return Hub
+
+
+def test_a_folder_with_a_card_is_uploaded_private_unless_told_otherwise(tmp_path, hub):
+    (tmp_path / "README.md").write_text("card")
+    assert export.push_to_hub(tmp_path, "me/dog", token="secret", revision="v1") == "https://hub/commit"
+    done = {call[0]: call[1:] for call in hub.calls}
+    assert done["token"] == ("secret",)
+    assert done["create_repo"] == (("me/dog",), {"private": True, "exist_ok": True})
+    assert done["create_branch"][1] == {"branch": "v1", "exist_ok": True}
+    sent = done["upload_folder"][1]
+    assert (sent["repo_id"], sent["folder_path"], sent["revision"]) == ("me/dog", tmp_path, "v1")
+    assert list(done).index("create_branch") < list(done).index("upload_folder")
+    assert ".*" in sent["ignore_patterns"]
+
+
+def test_nothing_is_published_by_mistake(tmp_path, hub, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="has no README.md: write the model card"):
+        export.push_to_hub(tmp_path, "me/dog")
+    with pytest.raises(FileNotFoundError, match="there is no folder .*missing"):
+        export.push_to_hub(tmp_path / "missing", "me/dog")
+    (tmp_path / "README.md").write_text("card")
+    monkeypatch.setattr(hub, "private", False)
+    with pytest.raises(ValueError, match="me/dog exists and is public: give private=False"):
+        export.push_to_hub(tmp_path, "me/dog")
+    assert "upload_folder" not in {call[0] for call in hub.calls}
+    export.push_to_hub(tmp_path, "me/dog", private=False)
+    assert "upload_folder" in {call[0] for call in hub.calls}
+    hub.calls.clear()
+    monkeypatch.setattr(export.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="HF_HUB_OFFLINE is set"):
+        export.push_to_hub(tmp_path, "me/dog")
+    assert hub.calls == []
