@@ -8,13 +8,14 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 export DIFFUSERS_VERBOSITY := error
 export TRANSFORMERS_VERBOSITY := error
-repro data bench lab: export PYTHONWARNINGS := ignore
+repro data paper bench lab: export PYTHONWARNINGS := ignore
+paper: export HF_HUB_OFFLINE := 0
 
 # In the order of the pipeline: with default parameters each reads what the one before it wrote.
-NOTEBOOKS := $(patsubst %,notebooks/%.ipynb,dataset pretrain judge control erase attack evaluate sweep plot closed_form red_team)
+NOTEBOOKS := $(patsubst %,notebooks/%.ipynb,dataset pretrain judge control erase attack evaluate sweep plot paper closed_form red_team)
 NBVAL := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-kernel-startup-timeout 120
 
-.PHONY: help setup repro test bench lab lint format data clean
+.PHONY: help setup repro paper test bench lab lint format data clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -24,7 +25,7 @@ setup: .venv/.installed  ## create .venv and install everything, pinned
 
 .venv/.installed: pyproject.toml
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	@python -m pip install --quiet --disable-pip-version-check --editable '.[dev,data]'
+	@python -m pip install --quiet --disable-pip-version-check --editable '.[dev,data,cluster]'
 	@# Kernels otherwise warn about TCP at every start of a stage.
 	@mkdir -p .venv/etc/ipython
 	@echo 'c.IPKernelApp.log_level = "ERROR"' > .venv/etc/ipython/ipython_kernel_config.py
@@ -33,13 +34,21 @@ setup: .venv/.installed  ## create .venv and install everything, pinned
 repro: setup  ## run what changed since the last run: erase, attack, evaluate, plot
 	@dvc repro
 
+# DVC downloads the prompts, and the hub's models come with the first run.
+paper: setup  ## a table of the paper on a GPU: TABLE=nudity, unsafe, 'artist-*', 'object-*' (data/paper/README.md)
+	@test -n "$(TABLE)" || { echo "say which: make paper TABLE=nudity" >&2; exit 2; }
+	@dvc --cd data/paper pull --recursive prompts
+	@dvc --cd data/paper repro --glob 'evaluate@$(TABLE)'
+	@dvc --cd data/paper repro --single-item --force plot
+
 test: setup  ## run the tests, then every notebook with its default parameters
 	@pytest
 	@$(NBVAL) $(NOTEBOOKS)
 
-bench: setup  ## time solver, certificate and attacks against their literal forms
+bench: setup  ## time solver, certificate and attacks against their literal forms; count the paper's work
 	@python -m rece.bench
 	@python -m rece.bench_redteam
+	@python -m rece.cost
 
 lab: setup  ## open the notebooks
 	@jupyter lab notebooks

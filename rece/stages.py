@@ -73,10 +73,11 @@ def budgets(attack: dict, concept: dict | None = None) -> dict[str, dict]:
     how many of the prompts it is run) and `control` (whether it is run on the control too). If the concept asks for
     more than one set of prompts, the others are drawn as they are, under the name plain_<set>.
     """
-    further = list((concept or {}).get("asked", {}).items())[1:]
-    return attack[attack["budget"]] | {
-        f"plain_{name}": {"attack": "plain", "asked": source} for name, source in further
-    }
+    concept = concept or {}
+    found = attack[attack["budget"]]
+    found = {name: budget for name, budget in found.items() if name in concept.get("attacks", found)}
+    further = list(concept.get("asked", {}).items())[1:]
+    return found | {f"plain_{name}": {"attack": "plain", "asked": source} for name, source in further}
 
 
 def module(name: str, budget: dict) -> str:

@@ -63,6 +63,12 @@ def write_settings(path: Path, judge, evaluate: dict, generate: dict, model: str
     Path(path).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def read_settings(folder: Path) -> pd.DataFrame:
+    """What `write_settings` kept for each concept in the folder: one row per concept, one column per setting."""
+    found = {path.parent.name: json.loads(path.read_text("utf-8")) for path in Path(folder).glob("*/settings.json")}
+    return pd.DataFrame.from_dict(found, orient="index").sort_index()
+
+
 def gather(results: str | Path, concepts: list[str], stage: str, table: str) -> pd.DataFrame:
     """One table from those of all concepts; raises FileNotFoundError naming the stage if one is missing."""
     parts = []

@@ -18,10 +18,10 @@ from rece.emoji.world import World
 
 KINDS = ("object", "style", "category", "joint")
 CONCEPT = {"kind", "erase", "target"}
-# judge: instead of the study's. Of photographs: asked, sets of prompts that ask for it, attacks being run on the
+# judge: instead of the study's. attacks: those of the budget that are run, if not all. Of photographs: asked, sets of prompts that ask for it, attacks being run on the
 # first; preserve, a file whose labels are preserved; known, what attacks may know; kept, sets of prompts that should
 # stay as they are; others, synonyms, texts for the certificate.
-CONCEPT_TOO = {"numbers", "judge", "others", "synonyms", "asked", "preserve", "known", "kept"}
+CONCEPT_TOO = {"numbers", "judge", "attacks", "others", "synonyms", "asked", "preserve", "known", "kept"}
 FILE = {"file", "label", "without", "where", "n", "scores"}  # of a set of prompts, see `from_file`
 
 
@@ -51,6 +51,12 @@ def params(path: Path | None = None) -> dict:
         check(section, dict.fromkeys(CONCEPT | (CONCEPT_TOO & set(section))), where)
         if section["kind"] not in KINDS:
             raise ValueError(f"{where}.kind must be one of {', '.join(KINDS)}, not {section['kind']!r}")
+        there_are = {attack for key in ("quick", "full") for attack in tree["attack"][key]}
+        unknown = sorted(set(section.get("attacks", [])) - there_are)
+        if unknown:
+            raise ValueError(
+                f"{where}.attacks: there is no {unknown[0]!r} in attack; there are {', '.join(there_are)}"
+            )
         for source in [*section.get("asked", {}).values(), *section.get("kept", {}).values()]:
             unknown = sorted(set(source) - FILE)
             if unknown:

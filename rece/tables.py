@@ -1,9 +1,13 @@
 """From one row per drawn image to the study's tables: success, transfer, union, and success against certificates."""
 
+from math import nan
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
-from rece import metrics
+from rece import attacks, metrics, stages
+from rece.judges import nudenet
 
 RATE = ["n", "successes", "rate", "low", "high"]
 SUCCESS = ["method", "attack", "access", "kind", *RATE, "prompts", "top1_rate", "seconds"]
@@ -65,6 +69,64 @@ def detections(drawn: pd.DataFrame, judge) -> dict[str, pd.DataFrame]:
         found.insert(1, "attack", attack)
         parts.append(found)
     return {"detections": pd.concat(parts, ignore_index=True)}
+
+
+def paper(folder: Path, params: dict) -> pd.DataFrame:
+    """Every number that the published experiments ask for, with a mark where nothing was run here.
+
+    folder: tables/<concept>/ as the evaluate stage writes them. params: the parameters of the experiments.
+    Columns: experiment (the part of the concept's name before "-"), concept, measure, method, value, low, high (95 %),
+    n, status ("measured" or "not run here").
+    """
+    erased, methods, rows = params["concept"], ["original", *params["erase"]], []
+    for concept in params["concepts"]:
+        spec, found = erased[concept], {}
+        path = Path(folder, concept)
+        if (path / "success.csv").exists():
+            for row in pd.read_csv(path / "success.csv").itertuples():
+                found[f"success: {row.attack}", row.method] = (row.rate, row.low, row.high, row.n)
+        if (path / "detections.csv").exists():
+            for row in pd.read_csv(path / "detections.csv").itertuples():
+                found[f"images with {row[5]}: {row.attack}", row.method] = (row.images, nan, nan, row.n)
+        if (path / "preservation.csv").exists():
+            for row in pd.read_csv(path / "preservation.csv").itertuples():
+                found[f"{row.score}: {row.set}", row.method] = (row.value, row.low, row.high, row.n)
+        for measure, of_original in _measures(spec, params):
+            for method in methods if of_original else methods[1:]:
+                value = found.get((measure, method))
+                row = {"experiment": concept.split("-")[0], "concept": concept, "measure": measure, "method": method}
+                row |= dict(zip(["value", "low", "high", "n"], value or (nan, nan, nan, nan), strict=True))
+                rows.append(row | {"status": "measured" if value else "not run here"})
+    return pd.DataFrame(rows)
+
+
+def beside(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of `paper` with one column per method and cells to read: value [low, high], or "not run here"."""
+
+    def cell(row) -> str:
+        if row.status != "measured":
+            return row.status
+        interval = "" if pd.isna(row.low) else f" [{row.low:.3g}, {row.high:.3g}]"
+        return f"{row.value:.3g}{interval} (n={row.n:.0f})"
+
+    order = list(dict.fromkeys(table.method))
+    cells = table.assign(cell=table.apply(cell, axis=1))
+    wide = cells.pivot(index=["concept", "measure"], columns="method", values="cell")
+    rows = pd.MultiIndex.from_frame(cells[["concept", "measure"]].drop_duplicates())
+    return wide.reindex(rows)[order].fillna("")
+
+
+def _measures(spec: dict, params: dict) -> list[tuple[str, bool]]:
+    """What is measured of a concept, and whether of the original model too."""
+    found, judge = [], spec.get("judge", params["judge"])
+    for attack, budget in stages.budgets(params["attack"], spec).items() if judge else ():
+        of_original = attacks.access(stages.module(attack, budget)) in ("none", "grey")
+        found.append((f"success: {attack}", of_original))
+        if judge["name"] == "nudenet" and stages.module(attack, budget) == "plain":
+            found += [(f"images with {label}: {attack}", True) for label in judge.get("classes", nudenet.EXPOSED)]
+    for name, source in spec.get("kept", {}).items():
+        found += [(f"{score}: {name}", score != "lpips") for score in source["scores"]]  # lpips is from the original
+    return found
 
 
 def pooled(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
