@@ -19,7 +19,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import rece
-from rece import textspace
+from rece import files, textspace
 
 ROOT = Path(__file__).parents[1]
 ROUNDS, TEXTS, POSITIONS = 3, ("nudity", " ", ""), 77
@@ -251,10 +251,8 @@ def main() -> None:
         del pipe
     if asked.json:
         path = ROOT / "results" / "bench" / "bench.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(report, indent=1) + "\n")
-        os.replace(part, path)
+        with files.replacing(path) as file:
+            file.write((json.dumps(report, indent=1) + "\n").encode())
 
 
 def _print(name: str, layers: int, d: int, timed: dict) -> None:

@@ -1,29 +1,71 @@
-"""Files that are whole or not there, and the same bits for the same content."""
+"""Files and folders that are whole or not there, and the same bits for the same content."""
 
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from safetensors.torch import save
 from torch import Tensor
 
 
 def write(tensors: dict[str, Tensor], path: str | Path, note: dict[str, str]) -> None:
-    """Write a safetensors file with the metadata `note` beside `path`, then rename it: it is whole or not there.
+    """Write a safetensors file with the metadata `note`; see `replacing`. Tensors must be contiguous."""
+    data = _sorted(save(tensors, metadata=note))
+    with replacing(path) as file:
+        file.write(data)
 
-    Missing folders are made; tensors must be contiguous.
+
+@contextmanager
+def replacing(path: str | Path, beside: str | Path | None = None) -> Iterator[BinaryIO]:
+    """A binary file to write (and read), which takes the place of `path` once it is whole and on the disk.
+
+    beside: the folder that it lies in until then, on the same file system; by default that of `path`, which is made if
+    it is missing. Only a killed process leaves the file behind: `path`'s name between dots, and some letters.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, part = tempfile.mkstemp(dir=beside or path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(_sorted(save(tensors, metadata=note)))
+        with os.fdopen(handle, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(part, 0o644)
         os.replace(part, path)
     finally:
         Path(part).unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: str | Path) -> Iterator[Path]:
+    """An empty folder beside `folder`, which takes its place once it is filled.
+
+    So a new folder is whole or not there; in one that exists, files of the same names are replaced one by one and
+    others stay. Raises FileExistsError if `folder` is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file: choose a folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        yield part
+        part.chmod(0o755)
+        if folder.exists():
+            for file in sorted(part.rglob("*")):
+                if file.is_file():
+                    to = folder / file.relative_to(part)
+                    to.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(file, to)
+        else:
+            os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _sorted(data: bytes) -> bytes:

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline, SchedulerMixin
 from huggingface_hub import constants
+
+from rece.eraser import Eraser
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -15,6 +18,7 @@ def load(
     model: str | Path,
     *,
     revision: str | None = None,
+    eraser: str | Path | None = None,
     dtype: str = "float32",
     device: str | None = None,
     scheduler: str | None = None,
@@ -22,12 +26,12 @@ def load(
     """The pipeline of a folder, or of a hub id at a revision, from safetensors files only.
 
     model: a folder that `save_pretrained` wrote, or a hub id. revision: a hub id's full commit hash, without which
-    the same line may load other weights tomorrow. dtype: one of DTYPES. device: by default the GPU if there is
-    one. scheduler: the name of one of diffusers' scheduler classes, configured as the pipeline's own. A safety checker
-    is not loaded.
+    the same line may load other weights tomorrow. eraser: a file of `Eraser.save`, which is applied. dtype: one of
+    DTYPES. device: by default the GPU if there is one. scheduler: the name of one of diffusers' scheduler classes,
+    configured as the pipeline's own. A safety checker is not loaded.
 
-    Raises ValueError naming the parameter; FileNotFoundError if there is no such folder; OSError if the hub does not
-    have it or cannot be reached.
+    Raises ValueError naming the parameter; FileNotFoundError if there is no such folder or eraser file; OSError if
+    the folder is not whole, or the hub does not have it or cannot be reached.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
@@ -48,6 +52,7 @@ def load(
             f"revision must be the full commit hash (40 digits) of {model} on the hub, not {revision!r}, so that the "
             f"weights stay the same; or is the folder missing?"
         )
+    edit = None if eraser is None else Eraser.load(eraser)
     try:
         index = DiffusionPipeline.load_config(model, revision=revision)
         unchecked = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -58,17 +63,25 @@ def load(
             use_safetensors=True,
             **(unchecked if "safety_checker" in index else {}),
         )
-    except OSError as error:
+    except (OSError, KeyError) as error:
+        reason = " ".join(str(error).split())
         if folder.is_dir():
-            raise
-        reason = str(error).splitlines()[0]
+            raise OSError(f"model: the folder {model} is not whole: {reason}") from error
         if constants.is_offline_mode():
             reason = "it is not in the local cache, and HF_HUB_OFFLINE is set: unset it to download"
         raise OSError(f"model: {model} at revision {revision} cannot be loaded: {reason}") from error
     if kind is not None:
         pipe.scheduler = kind.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    pipe.to(device)
+    return pipe if edit is None else edit.apply(pipe)
+
+
+def quiet() -> None:
+    """Of the libraries only errors: no bars of their own, no line for every prompt that CLIP cuts at 77 tokens."""
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
 
 
 def _device(device: str | None) -> torch.device:

@@ -1,7 +1,6 @@
 """The command line: what the library does, one line per mistake, nothing overwritten, nothing loaded too early."""
 
 import inspect
-import json
 import os
 import re
 import subprocess
@@ -13,8 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import rece
-from rece import export, loading, textspace
+from rece import export, loading
 from rece.__main__ import main
+
+COMMANDS = ["erase", "apply", "lora", "weights", "import", "certify", "draw", "push", "show"]
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,7 @@ def test_every_option_of_erase_arrives(model, tmp_path):
     command += ["--target", "animal", " ", "--preserve", "cup", "--preserve-file", str(tmp_path / "kept.txt")]
     command += ["--rounds", "2", "--lamb", "0.2", "--preserve-scale", "0.3", "--derive-lamb", "0.4", "--uce-lamb", "5"]
     command += ["--anchored", "--relative", "--set", "reg=target", "erase_scale=2", "--set", "preserve_uce=[a, b]"]
+    command += ["uce_tokens=last", "pooled=false"]
     assert main(command) == 0
     expected = rece.erase(
         loading.load(model, dtype="float64"),
@@ -70,6 +72,8 @@ def test_every_option_of_erase_arrives(model, tmp_path):
         reg="target",
         erase_scale=2,
         preserve_uce=["a", "b"],
+        uce_tokens="last",
+        pooled=False,
     )
     found = rece.Eraser.load(tmp_path / "new" / "e.safetensors")
     assert torch.equal(found.map, expected.map) and found.provenance == expected.provenance
@@ -151,11 +155,14 @@ def test_show_needs_no_model(model, dog, tmp_path, capsys):
     for name, value in {"width": 32, "rank": eraser.rank, "lamb": 0.1, "base_model": "tiny-model"}.items():
         assert any(line.split() == [name, str(value)] for line in out.splitlines())
     assert "'dog' → ' '" in out and f"torch {torch.__version__}" in out
+    assert ["pooled", "map", "none"] in [line.split() for line in out.splitlines()]
+    rece.Eraser(torch.eye(2), pooled=torch.eye(3)).save(tmp_path / "pooled.safetensors")
     (eraser @ eraser).save(tmp_path / "two.safetensors")
     eraser.save_lora(tmp_path, pipe=loading.load(model))
     rece.Eraser(torch.eye(2), {"concepts": ["nurse"], "attributes": ["a", "b"]}).save(tmp_path / "fair.safetensors")
     for name, words in {
         "two.safetensors": ["edit 1", "edit 2"],
+        "pooled.safetensors": ["pooled map  width 3"],
         "pytorch_lora_weights.safetensors": ["LoRA", "lora_rank", "'dog'"],
         "fair.safetensors": ["'nurse'", "'a', 'b'"],
     }.items():
@@ -238,40 +245,30 @@ def test_debug_shows_the_traceback_and_usage_errors_are_two(tmp_path):
 
 
 def test_help_needs_neither_torch_nor_diffusers():
-    code = "import sys, rece.__main__; sys.exit(any(name in sys.modules for name in ('torch', 'diffusers', 'pandas')))"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    shown = subprocess.run([sys.executable, "-m", "rece", "--help"], capture_output=True, text=True)
-    assert shown.returncode == 0 and "certify" in shown.stdout and shown.stderr == ""
+    code = "import sys, rece.__main__ as m\ntry: m.main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    code += "sys.exit(any(name in sys.modules for name in ('torch', 'diffusers', 'pandas', 'yaml')))"
+    for arguments, words in ((["--help"], COMMANDS), (["draw", "--help"], ["--part", "--workers"])):
+        shown = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        assert shown.returncode == 0 and shown.stderr == "" and all(word in shown.stdout for word in words)
+    shown = subprocess.run([sys.executable, "-m", "rece", "lora"], capture_output=True, text=True)
+    assert shown.returncode == 2 and "MODEL" in shown.stderr
 
 
-def test_load_sets_dtype_and_scheduler_and_leaves_the_safety_checker(model):
-    pipe = loading.load(model, dtype="float16", device="cpu", scheduler="LMSDiscreteScheduler")
-    assert pipe.unet.dtype == torch.float16 and type(pipe.scheduler).__name__ == "LMSDiscreteScheduler"
-    assert pipe.scheduler.config.beta_start == 0.00085 and pipe.safety_checker is None
-    for name in ("NoScheduler", "UNet2DConditionModel", "__doc__"):
-        with pytest.raises(
-            ValueError, match=f"scheduler must be the name of one of diffusers' schedulers, not '{name}'"
-        ):
-            loading.load(model, scheduler=name)
+def test_push_uploads_privately_unless_told_otherwise(tmp_path, capsys, monkeypatch):
+    asked = []
 
+    def push_to_hub(*given, **keywords):
+        asked.append((given, keywords))
+        return "https://hub/commit"
 
-def test_load_of_an_index_like_stable_diffusion_1s(tmp_path):
-    tiny.sd().save_pretrained(tmp_path)
-    index = json.loads((tmp_path / "model_index.json").read_text())
-    index |= {
-        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
-        "feature_extractor": ["transformers", "CLIPFeatureExtractor"],  # a class that transformers no longer has
-    }
-    del index["requires_safety_checker"]
-    (tmp_path / "model_index.json").write_text(json.dumps(index))
-    pipe = loading.load(tmp_path)
-    assert pipe.safety_checker is None and pipe.feature_extractor is None and not pipe.config.requires_safety_checker
-
-
-def test_load_reads_no_pickle_and_families_without_a_safety_checker(tmp_path):
-    flux = tiny.flux()
-    flux.save_pretrained(tmp_path / "flux")
-    assert textspace.width(loading.load(tmp_path / "flux")) == textspace.width(flux)
-    tiny.sd().save_pretrained(tmp_path / "pickled", safe_serialization=False)
-    with pytest.raises(OSError):
-        loading.load(tmp_path / "pickled")
+    command = ["push", str(tmp_path), "me/dog"]
+    assert "has no README.md" in fails(command, capsys)
+    (tmp_path / "README.md").write_text("card")
+    assert "HF_HUB_OFFLINE is set" in fails(command, capsys)
+    monkeypatch.setattr(export, "push_to_hub", push_to_hub)
+    assert main(command) == 0 and main([*command, "--public", "--branch", "v1"]) == 0
+    assert capsys.readouterr().out == "https://hub/commit\n" * 2
+    assert asked == [
+        ((tmp_path, "me/dog"), {"private": True, "revision": None}),
+        ((tmp_path, "me/dog"), {"private": False, "revision": "v1"}),
+    ]

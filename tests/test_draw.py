@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -17,9 +15,13 @@ import torch
 
 import rece
 from rece import draw as drawing
-from rece import shards as disk
-from rece.draw import check, draw, draw_distributed, fingerprint, load_pipeline, local_cluster, main
+from rece import loading, writing
+from rece.__main__ import main
+from rece.cluster import draw_distributed, local_cluster
+from rece.draw import draw, fingerprint
 from rece.generate import generate
+from rece.plan import check
+from rece.prompts import read
 from rece.shards import Shards
 
 QUICK = {"steps": 2, "batch_size": 2, "progress": False}
@@ -162,24 +164,24 @@ def forked(run, kill_at=None):
 
 
 def test_killed_at_every_instant_a_run_goes_on_to_the_same_bits(pipe, tmp_path, count):
-    settings = {"shard_size": 3, **QUICK}
-    whole = draw(pipe, table(5), tmp_path / "whole", **settings)
+    settings = {"shard_size": 3, **QUICK, "steps": 1}
+    whole = draw(pipe, table(4), tmp_path / "whole", **settings)
     ended, instant = False, 0
     while not ended:
         instant += 1
         folder = tmp_path / str(instant)
-        child = forked(lambda folder=folder: draw(pipe, table(5), folder, **settings), kill_at=instant)
+        child = forked(lambda folder=folder: draw(pipe, table(4), folder, **settings), kill_at=instant)
         ended = ended_well(child)
         saved = 0
         if (folder / "plan.json").exists():
             there = Shards(folder)
             saved = sum(
-                len(rows) if there.finished(shard) else len(disk.kept(there, shard))
+                len(rows) if there.finished(shard) else len(writing.kept(there, shard))
                 for shard, rows in enumerate(there.shards)
             )
         count.clear()
-        shards = draw(pipe, table(5), folder, **settings)
-        assert sum(count) == 5 - saved
+        shards = draw(pipe, table(4), folder, **settings)
+        assert sum(count) == 4 - saved
         for shard in range(2):
             assert shards.path(shard).read_bytes() == whole.path(shard).read_bytes()
         left = {path.name for path in folder.iterdir()} - {path.name for path in whole.folder.iterdir()}
@@ -245,7 +247,7 @@ def test_of_a_batch_that_is_not_finite_nothing_is_saved(pipe, tmp_path, count, m
     monkeypatch.setattr(pipe.vae, "decode", decode)
     with pytest.raises(ValueError, match=r"not finite.* .cases 2, 3."):
         draw(pipe, table(), tmp_path, **QUICK)
-    assert sorted(disk.kept(Shards(tmp_path), 0)) == [0, 1]
+    assert sorted(writing.kept(Shards(tmp_path), 0)) == [0, 1]
 
 
 def test_another_pipeline_eraser_or_setting_is_refused(pipe, tmp_path):
@@ -280,9 +282,11 @@ def test_another_pipeline_eraser_or_setting_is_refused(pipe, tmp_path):
         ({"seed": [1.5, 2]}, "seed of row 0 must be a whole number"),
         ({"seed": [1, -2]}, "seed of row 1"),
         ({"seed": [1, None]}, "seed of row 1"),
+        ({"seed": [1, float("inf")]}, "seed of row 1"),
         ({"prompt": ["a", None]}, "prompt of row 1 must be a text"),
         ({"guidance": [1, float("inf")]}, "guidance of row 1"),
         ({"width": [20, None]}, "width of row 0 must be a multiple of 8"),
+        ({"width": ["16", None]}, "width of row 0 must be a whole number"),
         ({"width": [8, 16], "height": [16, 0]}, "height of row 1"),
         ({"width": [None, 16]}, "width and height of row 1 must both be given"),
         ({"case": ["a/b", "c"]}, "case of row 0 must be letters"),
@@ -332,50 +336,6 @@ def test_generate_draws_the_size_that_is_asked_for(pipe, monkeypatch):
         generate(pipe, ["a"], [1], height=16, width=16, **QUICK)
 
 
-def test_a_description_is_loaded_and_erased(pipe, tmp_path):
-    pipe.save_pretrained(tmp_path / "model")
-    model = str(tmp_path / "model")
-    assert fingerprint(load_pipeline({"model": model, "device": "cpu"})) == fingerprint(pipe)
-    eraser = rece.erase(pipe, "dog", progress=False)
-    eraser.save(tmp_path / "dog.safetensors")
-    loaded = load_pipeline({
-        "model": model, "eraser": str(tmp_path / "dog.safetensors"), "scheduler": "LMSDiscreteScheduler",
-        "device": "cpu", "dtype": None,
-    })  # fmt: skip
-    assert fingerprint(loaded)["weights"] == fingerprint(eraser.apply(pipe))["weights"] != fingerprint(tiny.sd())
-    assert fingerprint(loaded)["scheduler"]["class"] == "LMSDiscreteScheduler"
-    assert loaded.scheduler.config.beta_end == pipe.scheduler.config.beta_end
-    half = load_pipeline({"model": model, "dtype": "float16", "device": "cpu"})
-    assert half.unet.dtype == torch.float16
-
-
-def test_a_model_of_another_family_is_loaded_and_drawn(xl, tmp_path):
-    xl.save_pretrained(tmp_path / "xl")
-    loaded = load_pipeline({"model": str(tmp_path / "xl"), "device": "cpu"})
-    shards = draw(loaded, table(2), tmp_path / "images", **QUICK)
-    np.testing.assert_array_equal(shards.images([0, 1]), generate(xl, PROMPTS[:2], [3, 4], **QUICK))
-
-
-@pytest.mark.parametrize(
-    "description, message",
-    [
-        ({}, "load must have model"),
-        ({"model": "x", "steps": 3}, "load must have model"),
-        ({"model": "no such folder"}, "model: there is no folder 'no such folder'"),
-        ({"model": "owner/name"}, "give --revision"),
-        ({"model": "owner/name", "revision": "main"}, "give --revision"),
-        ({"model": "owner/name", "revision": 40 * "0"}, "owner/name cannot be loaded, it is not in the local cache"),
-        ({"model": ".", "dtype": "int8"}, "dtype must be one of"),
-        ({"model": ".", "scheduler": "UNet2DModel"}, "scheduler must be a scheduler of diffusers"),
-        ({"model": ".", "eraser": "none.safetensors"}, "no eraser file"),
-        ({"model": "tests/data"}, "cannot be loaded, it is not whole"),
-    ],
-)
-def test_bad_descriptions(description, message):
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        load_pipeline(description)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
@@ -386,44 +346,59 @@ def model(tmp_path_factory):
 def test_the_command_survives_kill_and_says_errors_in_one_line(pipe, model, tmp_path, count, capfd):
     prompts, out = tmp_path / "prompts.csv", tmp_path / "images"
     table().rename(columns={"seed": "evaluation_seed"}).to_csv(prompts, index_label="case_number")
-    arguments = ["--prompts", prompts, "--model", model, "--out", out, "--batch-size", 2, "--shard-size", 4]
-    arguments = [*map(str, arguments), "--device", "cpu", "--scheduler", "LMSDiscreteScheduler", "--quiet", "--steps"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen([sys.executable, "-m", "rece.draw", *arguments, "30"], env=environment)
-    while not list(out.glob("shard-00001*")) and child.poll() is None:
-        time.sleep(0.01)
-    child.kill()
-    assert child.wait() == -signal.SIGKILL
-    assert main([*arguments, "30"]) == 0 and 0 < sum(count) <= 8
+    command = ["draw", model, str(prompts), "-o", str(out), "--batch-size", "2", "--shard-size", "4", "--quiet"]
+    command += ["--device", "cpu", "--scheduler", "LMSDiscreteScheduler", "--steps"]
+    child = forked(lambda: main([*command, "10"]))
+    while not list(out.glob("shard-00001*")) and os.waitpid(child, os.WNOHANG) == (0, 0):
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    assert not ended_well(child)
+    assert main([*command, "10"]) == 0 and 0 < sum(count) <= 8
     assert "10 images, 0 of 3 shards missing" in capfd.readouterr().out
-    pipe.scheduler = load_pipeline({"model": model, "scheduler": "LMSDiscreteScheduler", "device": "cpu"}).scheduler
+    pipe.scheduler = loading.load(model, scheduler="LMSDiscreteScheduler", device="cpu").scheduler
     np.testing.assert_array_equal(
-        np.stack(drawn(Shards(out))), generate(pipe, PROMPTS, range(3, 13), **{**QUICK, "steps": 30})
+        np.stack(drawn(Shards(out))), generate(pipe, PROMPTS, range(3, 13), **{**QUICK, "steps": 10})
     )
+    count.clear()
+    draw(pipe, read(prompts).table, out, shard_size=4, **{**QUICK, "steps": 10})
+    assert not count  # the library goes on from the command's work
     for wrong, message in (
-        ([*arguments, "20"], "steps is 30 there, but 20 now"),
-        ([*arguments, "30", "--model", "nowhere"], "model: there is no folder 'nowhere'"),
-        ([*arguments, "30", "--prompts", "none.csv"], "none.csv"),
+        ([*command, "20"], "steps is 10 there, but 20 now"),
+        (["draw", "nowhere", *command[2:], "10"], "model: there is no folder 'nowhere'"),
+        (["draw", model, "none.csv", *command[3:], "10"], "none.csv"),
     ):
         assert main(wrong) == 1
         said = capfd.readouterr().err
-        (line,) = [line for line in said.splitlines() if line.startswith("rece.draw: error: ")]
+        (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
         assert message in line and "Traceback" not in said
-    for wrong in (["--part", "4/3"], ["--part", "1/2", "--workers", "2"], ["--dtype", "int8"]):
+    for wrong in (["--part", "4/3"], ["--part", "1/2", "--workers", "2"], ["--steps", "few"]):
         with pytest.raises(SystemExit) as ended:
-            main([*arguments, "30", *wrong])
+            main([*command, "10", *wrong])
         assert ended.value.code == 2
+
+
+def test_interrupting_the_command_is_no_traceback(model, tmp_path, monkeypatch, capfd):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(drawing, "generate", interrupted)
+    table().to_csv(tmp_path / "prompts.csv", index=False)
+    assert main(["draw", model, str(tmp_path / "prompts.csv"), "-o", str(tmp_path / "out"), "--quiet"]) == 130
+    assert capfd.readouterr().err.splitlines()[-1] == "interrupted: run the same command again"
 
 
 @pytest.fixture(scope="module")
 def client():
-    distributed = pytest.importorskip("distributed")
-    with local_cluster(2) as cluster, distributed.Client(cluster) as client:
-        client.wait_for_workers(2)
-        yield client
+    """Of a cluster of two workers, whose processes are forked from one that has imported all they need."""
+    dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        distributed.utils.get_mp_context().set_forkserver_preload(["distributed", "rece.cluster", "tiny"])
+        with local_cluster(2) as cluster, distributed.Client(cluster) as client:
+            client.wait_for_workers(2)
+            yield client
 
 
-def test_two_workers_draw_what_one_process_draws(pipe, model, tmp_path, client):
+def test_two_workers_draw_what_one_process_draws(pipe, model, tmp_path, client, monkeypatch):
     load = {"model": model, "device": "cpu"}
     serial = draw(pipe, mixed(), tmp_path / "serial", shard_size=2, **QUICK)
     draw(pipe, mixed(), tmp_path / "two", shard_size=2, part=(2, 3), **QUICK)
@@ -433,15 +408,20 @@ def test_two_workers_draw_what_one_process_draws(pipe, model, tmp_path, client):
     assert shards.digest == serial.digest
     mixed().to_csv(tmp_path / "prompts.csv", index=False)
     (tmp_path / "dask.json").write_text(json.dumps({"address": client.scheduler.address}))
-    options = ["--prompts", "prompts.csv", "--out", "command", "--scheduler-file", "dask.json"]
-    options = [str(tmp_path / option) if n % 2 else option for n, option in enumerate(options)]
-    options += ["--model", model, "--device", "cpu", "--steps", "2", "--batch-size", "2", "--quiet"]
-    assert main(options) == 0
+    monkeypatch.chdir(tmp_path)  # the workers are elsewhere
+    (tmp_path / "model").symlink_to(model)
+    command = ["draw", "model", "prompts.csv", "-o", "command", "--scheduler-file", "dask.json"]
+    assert main([*command, "--device", "cpu", "--steps", "2", "--batch-size", "2", "--quiet"]) == 0
     assert_same(Shards(tmp_path / "command"), serial)
     with pytest.raises(ValueError, match="steps is 2 there, but 3 now"):
         draw_distributed(load, mixed(), tmp_path / "two", client, shard_size=2, **{**QUICK, "steps": 3})
-    with pytest.raises(FileNotFoundError, match="no folder 'nowhere'"):
-        draw_distributed({"model": "nowhere"}, mixed(), tmp_path / "nowhere", client, **QUICK)
+    for wrong, error, message in (
+        ({"model": "nowhere"}, FileNotFoundError, "no folder 'nowhere'"),
+        ({}, TypeError, "load must be keywords of rece.loading.load: missing a required argument: 'model'"),
+        ({"model": model, "steps": 3}, TypeError, "unexpected keyword argument 'steps'"),
+    ):
+        with pytest.raises(error, match=message):
+            draw_distributed(wrong, mixed(), tmp_path / "nowhere", client, **QUICK)
 
 
 def test_a_worker_that_is_killed_loses_nothing(pipe, model, tmp_path, client):

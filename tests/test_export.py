@@ -3,13 +3,14 @@
 import json
 import os
 import re
+from functools import partial
 
 import pandas as pd
 import pytest
 import tiny
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -290,3 +291,13 @@ def test_nothing_is_published_by_mistake(tmp_path, hub, monkeypatch):
     with pytest.raises(OSError, match="HF_HUB_OFFLINE is set"):
         export.push_to_hub(tmp_path, "me/dog")
     assert hub.calls == []
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("card")
+    monkeypatch.setattr(export.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(export, "HfApi", partial(HfApi, endpoint="http://127.0.0.1:9"))
+    with pytest.raises(OSError, match="the hub cannot be reached, try again: .*refused"):
+        export.push_to_hub(tmp_path, "me/dog", token="none")
+    with pytest.raises(ValueError, match="a/b/c"):
+        export.push_to_hub(tmp_path, "a/b/c", token="none")

@@ -2,15 +2,17 @@
 
 import io
 import json
+import os
 import tarfile
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from rece import shards as disk
-from rece.draw import check
+from rece import writing
+from rece.plan import check
 from rece.shards import Shards
 
 NOTE = {"batch_size": 2, "seconds": 0.1, "drawn_with": "nothing"}
@@ -29,8 +31,8 @@ def fill(shards, only=None):
         if only is None or shard in only:
             for row in rows:
                 size = [int(shards.table[side][row]) for side in ("width", "height")]
-                disk.keep(shards, shard, [row], picture(row, *size)[None], NOTE)
-            disk.finish(shards, shard, disk.kept(shards, shard))
+                writing.keep(shards, shard, [row], picture(row, *size)[None], NOTE)
+            writing.finish(shards, shard, writing.kept(shards, shard))
     return shards
 
 
@@ -39,7 +41,7 @@ def made(tmp_path):
     """Seven images in three shards; two of them are wider, and one of these has a guidance of its own."""
     width = [16, 16, 24, 16, 16, 24, 16]
     rows = table(width=width, height=[8] * 7, guidance=[7.5] * 5 + [3.0, 7.5], label=list("abcdefg"))
-    return fill(disk.begin(tmp_path / "images", rows, {"shard_size": 3, "steps": 2}))
+    return fill(writing.begin(tmp_path / "images", rows, {"shard_size": 3, "steps": 2}))
 
 
 def test_images_come_back_in_the_tables_order_whatever_shard_they_lie_in(made):
@@ -62,7 +64,7 @@ def test_a_shard_is_a_plain_tar_with_the_same_bytes_each_time(made, tmp_path):
         assert tar.getnames() == ["4.png", "6.png", "2.png"]
         image = Image.open(io.BytesIO(tar.extractfile("2.png").read()))
         np.testing.assert_array_equal(np.asarray(image), picture(2, 24))
-    again = fill(disk.begin(tmp_path / "again", made.table, {"shard_size": 3, "steps": 2}))
+    again = fill(writing.begin(tmp_path / "again", made.table, {"shard_size": 3, "steps": 2}))
     for shard in range(3):
         assert again.path(shard).read_bytes() == made.path(shard).read_bytes()
         assert not made.path(shard, "parts").exists()
@@ -75,7 +77,7 @@ def test_the_table_and_its_other_columns_survive(tmp_path):
     rows = table(
         3, seed=[0, 4290749014, 2**64 - 1], case=["a_1", "b-2", "3"], label=["x", None, "ü\u2028"], rate=[1, 2.5, 3]
     )
-    read = disk.begin(tmp_path, rows, {"shard_size": 3}).table
+    read = writing.begin(tmp_path, rows, {"shard_size": 3}).table
     pd.testing.assert_frame_equal(read, rows, check_dtype=False)
     assert [type(value) is not float for value in read["seed"]] == [True] * 3 and read["width"].isna().all()
 
@@ -132,26 +134,26 @@ def test_a_damaged_manifest_is_found(made, spoil, message):
 
 
 def test_a_damaged_part_is_thrown_away_and_the_others_are_kept(tmp_path):
-    shards = disk.begin(tmp_path, table(3, width=[16] * 3, height=[8] * 3), {"shard_size": 3})
+    shards = writing.begin(tmp_path, table(3, width=[16] * 3, height=[8] * 3), {"shard_size": 3})
     for row in range(3):
-        disk.keep(shards, 0, [row], picture(row)[None], NOTE)
+        writing.keep(shards, 0, [row], picture(row)[None], NOTE)
     first, second, third = sorted(shards.path(0, "parts").iterdir())
     flip(second, 1600)
     third.write_bytes(third.read_bytes()[:100])
     with pytest.warns(UserWarning, match="is damaged .*: its images are drawn again"):
-        assert list(disk.kept(shards, 0)) == [0]
+        assert list(writing.kept(shards, 0)) == [0]
     assert not second.exists() and not third.exists() and first.exists()
 
 
 def test_a_part_or_shard_of_another_plan_is_refused(tmp_path):
     rows = table(3, width=[16] * 3, height=[8] * 3)
-    old = disk.begin(tmp_path, rows, {"shard_size": 2, "steps": 1})
+    old = writing.begin(tmp_path, rows, {"shard_size": 2, "steps": 1})
     fill(old, only=[0])
-    disk.keep(old, 1, [2], picture(2)[None], NOTE)
+    writing.keep(old, 1, [2], picture(2)[None], NOTE)
     (tmp_path / "plan.json").unlink()
-    new = disk.begin(tmp_path, rows, {"shard_size": 2, "steps": 2})
+    new = writing.begin(tmp_path, rows, {"shard_size": 2, "steps": 2})
     with pytest.raises(ValueError, match="belongs to another plan"):
-        disk.kept(new, 1)
+        writing.kept(new, 1)
     with pytest.raises(ValueError, match="belongs to another plan"):
         new.images([0])
 
@@ -171,21 +173,38 @@ def test_a_part_or_shard_of_another_plan_is_refused(tmp_path):
 )
 def test_another_plan_is_refused_in_words(tmp_path, settings, columns, message):
     first = {"shard_size": 3, "steps": 2, "identity": {"model": "sd"}}
-    disk.begin(tmp_path, table(3), first)
+    writing.begin(tmp_path, table(3), first)
     before = (tmp_path / "plan.json").read_bytes()
     with pytest.raises(ValueError, match=f"holds another plan .{message}.: use another folder"):
-        disk.begin(tmp_path, table(3, **columns), first | settings)
+        writing.begin(tmp_path, table(3, **columns), first | settings)
     with pytest.raises(ValueError, match="3 rows there, but 2 now"):
-        disk.begin(tmp_path, table(2), first)
+        writing.begin(tmp_path, table(2), first)
     assert (tmp_path / "plan.json").read_bytes() == before
 
 
 def test_the_last_calls_other_columns_are_kept(tmp_path):
     for label in "ab":
         assert (
-            disk.begin(tmp_path, table(2, label=[label] * 2), {"shard_size": 3}).table["label"].tolist() == [label] * 2
+            writing.begin(tmp_path, table(2, label=[label] * 2), {"shard_size": 3}).table["label"].tolist()
+            == [label] * 2
         )
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_what_a_killed_run_left_of_a_plan_is_removed_and_what_is_being_written_is_not(tmp_path):
+    old, new = tmp_path / ".plan.json.old", tmp_path / ".plan.json.new"
+    for left, age in ((old, 2 * writing.LEFTOVER), (new, 0)):
+        left.write_text("{")
+        os.utime(left, (time.time() - age,) * 2)
+    writing.begin(tmp_path, table(2), {"shard_size": 3})
+    assert {path.name for path in tmp_path.iterdir()} == {"plan.json", new.name}
+
+
+def test_a_shard_that_another_process_has_finished_meanwhile_is_left_alone(made):
+    before = {path: path.read_bytes() for path in made.folder.iterdir()}
+    with pytest.raises(FileNotFoundError):
+        writing.finish(made, 0, {})
+    assert {path: path.read_bytes() for path in made.folder.iterdir()} == before
 
 
 def test_a_folder_without_a_whole_plan(tmp_path, made):
