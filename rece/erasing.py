@@ -18,6 +18,7 @@ SD_TOKEN = 768.0  # squared norm of a Stable Diffusion 1.x token, the scale that
 MAX_ROUNDS = 20  # of rounds="auto"
 LEAST_RISE = 0.03  # of the certified distance, relative, that counts as one for rounds="auto": the knee of its curve
 PATIENCE = 2  # rounds without such a rise that end rounds="auto"
+BY_ROWS = 2  # widths d: up to so many token rows are no more work and memory than sums over them, see `_tokens`
 
 
 def erase(
@@ -78,7 +79,9 @@ def erase(
 
     Returns an Eraser; its history holds the map after the UCE start and after each round. Computed in float64 on the
     device of the pipeline (CPU for MPS), from the pipeline's original weights. The embeddings have the text encoder's
-    precision.
+    precision. Many concepts (more than BY_ROWS * d token rows: 20 or more in SD 1.x) are encoded a few at a time and
+    enter as (d, d) sums over their tokens, so that memory and the rounds do not grow with them; rounding apart it is
+    the same edit.
     Raises TypeError or ValueError naming the parameter on an empty concept, target counts that do not match, numbers
     out of range, a pipeline that carries an eraser, an unsupported or broken model, or ill-conditioned systems.
     Source: RECE (arXiv 2407.12383), UCE (arXiv 2308.14761) and RECE's official code; solved through one map (ours).
@@ -141,51 +144,32 @@ def _solve(
     settings: the keywords of `erase`, with one target per concept and both preserve lists.
     """
     lamb, uce_lamb, derive_lamb = (settings[name] for name in ("lamb", "uce_lamb", "derive_lamb"))
-    targets, reg, last = settings["target"], settings["reg"], settings["uce_tokens"] == "last"
-    auto = settings["rounds"] == "auto"
+    anchored, auto = settings["anchored"], settings["rounds"] == "auto"
     norm, limit = (textspace.final_norm(pipe), MAX_ROUNDS) if auto else (None, settings["rounds"])
     G = textspace.gram(pipe, path)
     steps.update()
-    texts = list(dict.fromkeys([*concepts, *targets]))
-    embeds = dict(zip(texts, textspace.encode(pipe, texts, path=path).to(G.device), strict=True))
-    C = torch.stack([embeds[text] for text in concepts])
-    T = torch.stack([_filled(embeds[text]) for text in targets])
-    P_start, P_rounds = (
-        textspace.encode_rows(pipe, kept, path=path, last=one) if kept else None
-        for kept, one in ((settings["preserve_uce"], last), (settings["preserve_rounds"], False))
-    )
+    pairs = list(zip(concepts, settings["target"], strict=True))
+    erased, tokens, words = _tokens(pipe, path, pairs, settings, G.device, not steps.disable)
+    PP_start, PP_rounds = _preserved(pipe, path, settings, not steps.disable)
     scale = _token_scale(textspace.encode(pipe, [""], path=path)) if settings["relative"] else 1.0
     steps.update()
 
-    pairs = list(zip(concepts, targets, strict=True))
-    if last:
-        cuts = [tuple(textspace.last_words(pipe, text, path) for text in pair) for pair in pairs]
-    else:
-        cuts = [textspace.matched(pipe, *pair, path) for pair in pairs]
-    K_start = torch.cat([C[n, rows] for n, (rows, _) in enumerate(cuts)])
-    T_start = torch.cat([T[n, rows] for n, (_, rows) in enumerate(cuts)])
     scales = {name: settings[f"uce_{name}"] for name in ("erase_scale", "preserve_scale")}
     with _remedy("uce_lamb"):
-        M = solver.edit_map(K_start, T_start, P_start, lamb=uce_lamb * scale, **scales)
+        M = solver.edit_map_of_sums(erased.KK, erased.KR, PP_start, lamb=uce_lamb * scale, **scales)
     history = [M]
     steps.update()
     if auto:
-        words = torch.stack([C[n, rows[0]] for n, (rows, _) in enumerate(cuts)])
         others = [text for text in settings["others"] or [] if text not in concepts]
-        enough = _nearest(pipe, G, words, others)
+        enough = _nearest(pipe, G, words, others, not steps.disable)
         (reached, done), best = _certified(M, G, words, norm, enough), 0
         most = reached
-    C, T = C.flatten(0, 1), T.flatten(0, 1)
-    read = C.any(-1)  # positions that the model masks out are zero
-    C, T = C[read], T[read]
-    K_all, T_all = [K_start], [T_start]
     scales = {name: settings[name] for name in ("erase_scale", "preserve_scale")}
     while len(history) <= limit and not (auto and done):
         with _remedy("derive_lamb"):
-            derived = solver.derive(M, G, C, lamb=derive_lamb / scale, reg=reg, target=T)
-        anchored = settings["anchored"]
-        K_all, T_all = ([*K_all, derived], [*T_all, T]) if anchored else ([derived], [T])
-        edit = solver.edit_map(torch.cat(K_all), torch.cat(T_all), P_rounds, lamb=lamb * scale, **scales)
+            derived = tokens.derive(M, G, lamb=derive_lamb / scale, reg=settings["reg"])
+        erased = erased + derived if anchored else derived
+        edit = solver.edit_map_of_sums(erased.KK, erased.KR, PP_rounds, lamb=lamb * scale, **scales)
         M = edit if anchored else M @ edit
         history.append(M)
         steps.update()
@@ -196,6 +180,70 @@ def _solve(
             elif len(history) - 1 >= best + PATIENCE:
                 break
     return history[: best + 1] if auto else history, scale
+
+
+def _tokens(
+    pipe: DiffusionPipeline,
+    path: str,
+    pairs: list[tuple[str, str]],
+    settings: dict,
+    device: torch.device,
+    progress: bool,
+) -> tuple[solver.Rows | solver.Sums, solver.Rows | solver.Sums, Tensor]:
+    """The tokens that the UCE start maps, those that the rounds derive from, and the last word tokens (concepts, d).
+
+    The first two are rows where all positions of all concepts are at most BY_ROWS * d, and otherwise sums, which are
+    made of batches of that size, so that memory does not grow with the number of concepts. Counted: with n rows,
+    R rounds cost 4 n d^2 (2 R + 1) operations by rows, and 8 n d^2 + 10 R d^3 by sums: the same at n = 2.5 d for one
+    round, 1.5 d for three and 1.25 d for many.
+    """
+    size = max(1, BY_ROWS * textspace.width(pipe, path) // textspace.positions(pipe, path))
+    few = len(pairs) <= size
+    if not few:
+        pairs = sorted(pairs, key=lambda pair: pair[1])  # so that a target of many concepts is encoded once
+    embeds, sums, words = {}, None, []
+    for some in textspace.batches(pairs, size, progress):
+        texts = list(dict.fromkeys(text for side in zip(*some, strict=True) for text in side))
+        new = [text for text in texts if text not in embeds]
+        embeds = {text: embeds[text] for text in texts if text in embeds}
+        if new:
+            embeds |= zip(new, textspace.encode(pipe, new, path=path, progress=progress).to(device), strict=True)
+        start, rounds, word = _rows(pipe, path, some, embeds, settings["uce_tokens"] == "last")
+        if few:
+            return start, rounds, word
+        one = start.sums(), rounds.sums(settings["reg"])
+        sums = one if sums is None else (sums[0] + one[0], sums[1] + one[1])
+        words.append(word)
+    return *sums, torch.cat(words)
+
+
+def _rows(
+    pipe: DiffusionPipeline, path: str, pairs: list[tuple[str, str]], embeds: dict[str, Tensor], last: bool
+) -> tuple[solver.Rows, solver.Rows, Tensor]:
+    """The same of concepts whose and whose targets' embeddings are known. last: the start takes last words alone."""
+    C = torch.stack([embeds[concept] for concept, _ in pairs])
+    T = torch.stack([_filled(embeds[target]) for _, target in pairs])
+    if last:
+        cuts = [tuple(textspace.last_words(pipe, text, path) for text in pair) for pair in pairs]
+    else:
+        cuts = [textspace.matched(pipe, *pair, path) for pair in pairs]
+    K_start = torch.cat([C[n, rows] for n, (rows, _) in enumerate(cuts)])
+    T_start = torch.cat([T[n, rows] for n, (_, rows) in enumerate(cuts)])
+    words = torch.stack([C[n, rows[0]] for n, (rows, _) in enumerate(cuts)])
+    C, T = C.flatten(0, 1), T.flatten(0, 1)
+    read = C.any(-1)  # positions that the model masks out are zero
+    return solver.Rows(K_start, T_start), solver.Rows(C[read], T[read]), words
+
+
+def _preserved(
+    pipe: DiffusionPipeline, path: str, settings: dict, progress: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """P^T P of the UCE start and of the rounds, (d, d); None where no text is preserved."""
+    start, rounds, last = settings["preserve_uce"], settings["preserve_rounds"], settings["uce_tokens"] == "last"
+    PP = textspace.encode_gram(pipe, start, path=path, last=last, progress=progress) if start else None
+    if rounds == start and not last:
+        return PP, PP
+    return PP, textspace.encode_gram(pipe, rounds, path=path, progress=progress) if rounds else None
 
 
 def _filled(T: Tensor) -> Tensor:
@@ -217,12 +265,15 @@ def _certified(M: Tensor, G: Tensor, words: Tensor, norm: tuple, enough: Tensor)
     return distance.min().item(), bool((distance >= enough).all())
 
 
-def _nearest(pipe: DiffusionPipeline, G: Tensor, words: Tensor, others: list[str]) -> Tensor:
+def _nearest(pipe: DiffusionPipeline, G: Tensor, words: Tensor, others: list[str], progress: bool) -> Tensor:
     """The distance from each word token (n, d) to the nearest word token of `others`; infinite if there are none."""
-    if not others:
-        return torch.full_like(words[:, 0], torch.inf)
-    last = torch.tensor([[textspace.last_word(pipe, text)] for text in others])
-    return reach.nearest(words, textspace.encode(pipe, others), last.expand(-1, len(words)), G)[0]
+    found = torch.full_like(words[:, 0], torch.inf)
+    for some in textspace.batches(others, 64, progress):
+        last = torch.tensor([[textspace.last_word(pipe, text)] for text in some])
+        embeds = textspace.encode(pipe, some)
+        parts = [reach.nearest(part, embeds, last.expand(-1, len(part)), G)[0] for part in words.split(64)]
+        found = torch.minimum(found, torch.cat(parts))
+    return found
 
 
 def _texts(value: str | list[str], name: str) -> list[str]:

@@ -6,10 +6,15 @@ the prompt embedding.
 
 Everything is computed and returned in float64, on the device of the input; where a device has no float64 (MPS), on
 the CPU. Systems are solved, by Cholesky where they are positive definite; no inverse is formed.
+
+Tokens K and their targets T enter an edit through K^T K and K^T (T - K) alone, and a derived token is a linear
+function of its concept and target. So there are two forms of one algorithm: `Rows` holds the tokens themselves, `Sums`
+holds (d, d) sums over them, whose size and whose cost per round do not grow with their number.
 """
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,17 +48,43 @@ def edit_map(
     K, T = _rows(K, "K"), _rows(T, "T")
     if K.shape != T.shape:
         raise ValueError(f"T must match K row by row: K is {tuple(K.shape)}, T is {tuple(T.shape)}")
-    positive(lamb, "lamb")
-    positive(erase_scale, "erase_scale")
-    positive(preserve_scale, "preserve_scale", or_zero=True)
-    eye = torch.eye(K.shape[1], dtype=K.dtype, device=K.device)
-    A = lamb * eye + erase_scale * (K.T @ K)
+    _scales(lamb, erase_scale, preserve_scale)
+    PP = None
     if P is not None and len(P):
-        P = _rows(P, "P").to(K.device)
+        P = _rows(P, "P")
         if P.shape[1] != K.shape[1]:
             raise ValueError(f"P must have the width of K: K is {tuple(K.shape)}, P is {tuple(P.shape)}")
-        A = A + preserve_scale * (P.T @ P)
-    return eye + erase_scale * _solve(A, K.T @ (T - K)).T
+        PP = P.T @ P
+    tokens, scales = Rows(K, T), {"erase_scale": erase_scale, "preserve_scale": preserve_scale}
+    return edit_map_of_sums(tokens.KK, tokens.KR, PP, lamb=lamb, **scales)
+
+
+def edit_map_of_sums(
+    KK: Tensor,
+    KR: Tensor,
+    PP: Tensor | None = None,
+    *,
+    lamb: float,
+    erase_scale: float = 1.0,
+    preserve_scale: float = 1.0,
+) -> Tensor:
+    """`edit_map` for K^T K, K^T (T - K) and P^T P, all that it reads of its rows: M = I + e (K^T (T - K))^T A^-1.
+
+    KK, KR, PP: (d, d), of as many rows as one likes; PP may be None. The rest, the result and the errors are those of
+    `edit_map`. Source: ours.
+    """
+    KK, KR = _rows(KK, "KK"), _rows(KR, "KR")
+    PP = None if PP is None else _rows(PP, "PP").to(KK.device)
+    d = KK.shape[1]
+    if not KK.shape == KR.shape == (KK if PP is None else PP).shape == (d, d):
+        shapes = [tuple(x.shape) for x in (KK, KR, PP) if x is not None]
+        raise ValueError(f"KK, KR and PP must be square and of one width, but are {shapes}")
+    _scales(lamb, erase_scale, preserve_scale)
+    eye = torch.eye(d, dtype=KK.dtype, device=KK.device)
+    A = lamb * eye + erase_scale * KK
+    if PP is not None:
+        A = A + preserve_scale * PP
+    return eye + erase_scale * _solve(A, KR).T
 
 
 def gram(weights: Iterable[Tensor]) -> Tensor:
@@ -118,6 +149,71 @@ def derive(M: Tensor, G: Tensor, C: Tensor, *, lamb: float, reg: str = "zero", t
     return _solve(left, right.T).T
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Tokens K and their targets T, row by row: (n, d) float64 each. a + b has the rows of both."""
+
+    K: Tensor
+    T: Tensor
+
+    def __add__(self, other: "Rows") -> "Rows":
+        return Rows(torch.cat([self.K, other.K]), torch.cat([self.T, other.T]))
+
+    @property
+    def KK(self) -> Tensor:
+        """K^T K, (d, d)."""
+        return self.K.T @ self.K
+
+    @property
+    def KR(self) -> Tensor:
+        """K^T R with R = T - K, (d, d)."""
+        return self.K.T @ (self.T - self.K)
+
+    def derive(self, M: Tensor, G: Tensor, *, lamb: float, reg: str = "zero") -> "Rows":
+        """The tokens that `derive` makes of K, with the same targets."""
+        return Rows(derive(M, G, self.K, lamb=lamb, reg=reg, target=self.T), self.T)
+
+    def sums(self, reg: str = "zero") -> "Sums":
+        """The same tokens as sums that can be derived from with `reg`."""
+        R = self.T - self.K
+        return Sums(self.KK, self.K.T @ R, R.T @ R if reg == "target" else None)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What an edit and a derivation need of any number of rows K with targets T = K + R: (d, d) float64 each.
+
+    KK: K^T K. KR: K^T R. RR: R^T R, which is read by reg="target" only, or None. a + b has the rows of both. R is
+    summed rather than T so that nothing cancels where targets are close to tokens.
+    """
+
+    KK: Tensor
+    KR: Tensor
+    RR: Tensor | None = None
+
+    def __add__(self, other: "Sums") -> "Sums":
+        RR = None if self.RR is None or other.RR is None else self.RR + other.RR
+        return Sums(self.KK + other.KK, self.KR + other.KR, RR)
+
+    def derive(self, M: Tensor, G: Tensor, *, lamb: float, reg: str = "zero") -> "Sums":
+        """The sums of the tokens that `derive` makes of K, with the same targets, ready for an edit.
+
+        Those are  D = K X + R Y,  hence  T - D = K (I - X) + R (I - Y),  where X is what `derive` makes of the rows of
+        I with themselves as targets, and Y what it makes of zero rows with those targets: 0 unless reg="target".
+        Raises ValueError as `derive` does, or if RR is lacking.
+        """
+        eye = torch.eye(len(self.KK), dtype=self.KK.dtype, device=self.KK.device)
+        X = derive(M, G, eye, lamb=lamb, reg=reg, target=eye)
+        if reg != "target":
+            return Sums(X.T @ self.KK @ X, X.T @ (self.KK @ (eye - X) + self.KR))
+        if self.RR is None:
+            raise ValueError("RR must be given with reg='target': make the sums with Rows.sums(reg='target')")
+        Y = derive(M, G, torch.zeros_like(eye), lamb=lamb, reg=reg, target=eye)
+        S = torch.cat([torch.cat([self.KK, self.KR], 1), torch.cat([self.KR.T, self.RR], 1)])
+        Z, rest = torch.cat([X, Y]), torch.cat([eye - X, eye - Y])
+        return Sums(Z.T @ S @ Z, Z.T @ S @ rest)
+
+
 def factor(M: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor, float]:
     """M = I + U V^T with as few columns as M needs, or with `rank` columns and the least loss.
 
@@ -151,6 +247,12 @@ def positive(value: float, name: str, or_zero: bool = False) -> None:
     """Raises ValueError unless value is a positive (or zero, if allowed) finite number."""
     if not isinstance(value, int | float) or not math.isfinite(value) or value < 0 or (value == 0 and not or_zero):
         raise ValueError(f"{name} must be a {'non-negative' if or_zero else 'positive'} finite number, not {value!r}")
+
+
+def _scales(lamb: float, erase_scale: float, preserve_scale: float) -> None:
+    positive(lamb, "lamb")
+    positive(erase_scale, "erase_scale")
+    positive(preserve_scale, "preserve_scale", or_zero=True)
 
 
 def _rows(x: Tensor, name: str) -> Tensor:

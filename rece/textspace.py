@@ -7,6 +7,7 @@ says which linear layers read each path; every one of them is edited in the same
 
 import inspect
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -213,43 +214,58 @@ def gram(pipe: DiffusionPipeline, path: str = "tokens") -> Tensor:
 
 
 @torch.no_grad()
-def encode(pipe: DiffusionPipeline, prompts: list[str], batch_size: int = 64, path: str = "tokens") -> Tensor:
+def encode(
+    pipe: DiffusionPipeline, prompts: list[str], batch_size: int = 64, path: str = "tokens", progress: bool = True
+) -> Tensor:
     """The embeddings the model reads: (n, positions, d) float64 on the pipeline's device (CPU for MPS).
 
     Of the pooled path there is one position. Positions that the model masks out are zero. Encoded in the text
-    encoder's own dtype. Shows a bar if it takes more than a second.
+    encoder's own dtype. progress: show a bar if it takes several batches and more than a second.
     Raises ValueError if prompts is empty or an embedding is not finite.
     """
     if isinstance(prompts, str) or not prompts:
         raise ValueError("prompts must be a list of at least one text")
-    starts = tqdm(range(0, len(prompts), batch_size), desc="encode", delay=1, leave=False)
-    embeds = torch.cat([_encode(pipe, prompts[start : start + batch_size], path) for start in starts])
+    embeds = torch.cat([_encode(pipe, some, path) for some in batches(prompts, batch_size, progress)])
     if not torch.isfinite(embeds).all():
         raise ValueError("the text encoder returns values that are not finite: reload the model, or use another dtype")
     return embeds
 
 
+def encode_gram(
+    pipe: DiffusionPipeline,
+    prompts: list[str],
+    batch_size: int = 64,
+    path: str = "tokens",
+    last: bool = False,
+    progress: bool = True,
+) -> Tensor:
+    """P^T P for P = all tokens of all prompts: (d, d) float64, summed up batch by batch.
+
+    Preserve sets enter the closed form through it alone, so no more than one batch of thousands of prompts is held. A
+    text that is given several times is encoded once and weighted. last: take each prompt's last word token alone.
+    Device, bar and errors as in `encode`.
+    """
+    return sum(P.T @ P for P in _weighted(pipe, prompts, batch_size, path, last, progress))
+
+
 def encode_rows(
     pipe: DiffusionPipeline, prompts: list[str], batch_size: int = 64, path: str = "tokens", last: bool = False
 ) -> Tensor:
-    """Rows R with R^T R = P^T P for P = all tokens of all prompts: (at most d + positions * batch_size, d) float64.
+    """Rows P whose P^T P is `encode_gram` of the same prompts: (rows, d) float64, positions of them for each text, or
+    with `last` one for each tokenizer."""
+    return torch.cat(list(_weighted(pipe, prompts, batch_size, path, last, progress=True)))
 
-    Preserve sets enter the closed form through P^T P alone, so thousands of prompts fit in the triangle of a QR. A
-    text that is given several times is encoded once and weighted. last: take each prompt's last word token alone.
-    """
-    if not prompts:
-        raise ValueError("prompts must be a list of at least one text")
-    rows, counts = None, Counter(prompts)
-    texts = list(counts)
-    for start in range(0, len(texts), batch_size):
-        some = texts[start : start + batch_size]
-        weight = torch.tensor([counts[text] for text in some], dtype=torch.float64).sqrt()
-        embeds = encode(pipe, some, batch_size, path)
-        if last:
-            embeds = torch.stack([rows[last_words(pipe, text, path)] for rows, text in zip(embeds, some, strict=True)])
-        batch = (embeds * weight.to(embeds.device)[:, None, None]).flatten(0, 1)
-        rows = batch if rows is None else torch.linalg.qr(torch.cat([rows, batch]), mode="r").R
-    return rows
+
+def batches(items: list, size: int, progress: bool = True) -> Iterator[list]:
+    """The items, `size` of them at a time, with a bar "encode" if they are several batches of more than a second."""
+    starts = range(0, len(items), size)
+    for start in tqdm(starts, desc="encode", delay=1, leave=False, disable=len(starts) < 2 or not progress):
+        yield items[start : start + size]
+
+
+def positions(pipe: DiffusionPipeline, path: str = "tokens") -> int:
+    """How many positions the embedding of one prompt has; 1 of the pooled path."""
+    return _segments(pipe, path)[-1][1]
 
 
 def last_word(pipe: DiffusionPipeline, prompt: str) -> int:
@@ -398,6 +414,21 @@ def _segments(pipe: DiffusionPipeline, path: str) -> list[tuple[int, int, object
         found.append((end, end + length, tokenizer))
         end += length
     return found
+
+
+def _weighted(
+    pipe: DiffusionPipeline, prompts: list[str], batch_size: int, path: str, last: bool, progress: bool
+) -> Iterator[Tensor]:
+    """The tokens of each batch of different texts, (rows, d), times the root of how often a text is given."""
+    if not prompts:
+        raise ValueError("prompts must be a list of at least one text")
+    counts = Counter(prompts)
+    for some in batches(list(counts), batch_size, progress):
+        weight = torch.tensor([counts[text] for text in some], dtype=torch.float64).sqrt()
+        embeds = encode(pipe, some, batch_size, path)
+        if last:
+            embeds = torch.stack([rows[last_words(pipe, text, path)] for rows, text in zip(embeds, some, strict=True)])
+        yield (embeds * weight.to(embeds.device)[:, None, None]).flatten(0, 1)
 
 
 def _encode(pipe: DiffusionPipeline, prompts: list[str], path: str) -> Tensor:

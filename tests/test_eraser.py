@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import rece
-from rece import solver, textspace
+from rece import erasing, reach, solver, textspace
 
 
 def weights(pipe):
@@ -56,6 +56,9 @@ CASES = {
     "preserve": (["dog"], dict(preserve_uce=["", "sun", "moon"], preserve_rounds=["", "sun", "moon"], rounds=2)),
     **{reg: (["dog", "cat"], dict(reg=reg, uce_lamb=50.0, lamb=10.0, derive_lamb=0.5)) for reg in solver.REGULARISERS},
 }
+MANY = ["dog", "a big cat", "sun", "moon", "th", "a house"]
+for reg in solver.REGULARISERS:  # more than erasing.BY_ROWS widths of tokens
+    CASES[f"many concepts, {reg}"] = (MANY, CASES[reg][1] | {"uce_lamb": 200.0, "lamb": 50.0, "rounds": 1})
 CASES["surrogate1"][1]["rounds"] = 1  # without a ridge the literal inverse itself has fewer than nine digits later on
 
 
@@ -123,9 +126,101 @@ def test_erase_suppresses_the_concept_and_the_derived_embedding_brings_it_back(p
 def test_many_preserve_texts_enter_through_their_gram_alone(pipe):
     pipe.to(torch.float64)
     texts = [f"{a} {b}" for a in "abcdefgh" for b in "abcdefgh"] + ["a a", " ", " "]
-    rows, all_rows = textspace.encode_rows(pipe, texts, batch_size=5), textspace.encode(pipe, texts).flatten(0, 1)
-    assert len(rows) < len(all_rows) / 5
-    assert_close(rows.T @ rows, all_rows.T @ all_rows)
+    rows = textspace.encode(pipe, texts)
+    assert_close(textspace.encode_gram(pipe, texts, batch_size=5), rows.flatten(0, 1).T @ rows.flatten(0, 1))
+    last = torch.stack([row[textspace.last_word(pipe, text)] for row, text in zip(rows, texts, strict=True)])
+    for batch_size in (5, 1000):
+        assert_close(textspace.encode_gram(pipe, texts, batch_size, last=True), last.T @ last)
+        P = textspace.encode_rows(pipe, texts, batch_size, last=True)
+        assert len(P) == len(texts) - 2
+        assert_close(P.T @ P, last.T @ last)
+    for encode in (textspace.encode_gram, textspace.encode_rows):
+        with pytest.raises(ValueError, match="prompts must be a list"):
+            encode(pipe, [])
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """The texts of every call of the text encoder."""
+    calls, real = [], textspace._encode
+    monkeypatch.setattr(textspace, "_encode", lambda pipe, texts, path: calls.append(texts) or real(pipe, texts, path))
+    return calls
+
+
+@pytest.mark.parametrize("targets", [[" "] * 30, ["art", " ", "sea"] * 10])
+def test_of_many_concepts_every_text_is_encoded_once_and_a_few_at_a_time(pipe, encoded, targets, monkeypatch):
+    monkeypatch.setattr(erasing, "BY_ROWS", 4)
+    size, concepts = 4 * 32 // tiny.POSITIONS, [f"concept {n}" for n in range(len(targets))]
+    held, real = [], solver.Rows.sums
+    monkeypatch.setattr(solver.Rows, "sums", lambda self, *reg: held.append(len(self.K)) or real(self, *reg))
+    kept = [f"kept {n}" for n in range(70)]
+    eraser = rece.erase(pipe, concepts, target=targets, preserve=kept, rounds=2, uce_lamb=50.0, lamb=10.0)
+    texts = [text for call in encoded for text in call]
+    assert sorted(texts) == sorted([*concepts, *set(targets), "", *kept])
+    assert max(map(len, encoded[:-2])) <= size + 2  # with the targets that are new
+    assert len(held) > 2 * len(concepts) / size - 1 and max(held) <= size * tiny.POSITIONS <= 4 * 32
+    assert eraser.provenance["concepts"] == concepts and eraser.provenance["target"] == targets
+
+
+@pytest.mark.parametrize("tokens", ["rest", "last"])
+def test_one_list_for_start_and_rounds_is_the_same_as_two(pipe, tokens):
+    numbers, kept = dict(uce_lamb=5.0, lamb=2.0, derive_lamb=0.5, rounds=1, uce_tokens=tokens), ["", "sun", "a moon"]
+    one = rece.erase(pipe, "dog", preserve_uce=kept, preserve_rounds=kept, **numbers)
+    two = rece.erase(pipe, "dog", preserve_uce=kept, preserve_rounds=kept[::-1], **numbers)
+    assert_close(one.map, two.map, atol=1e-9, rtol=0)
+
+
+def test_few_concepts_are_worked_on_as_rows_to_the_bit(pipe):
+    """By the formulas as they stand, on all rows at once."""
+    concepts, numbers = ["dog", "cat"], dict(uce_lamb=5.0, lamb=2.0, derive_lamb=0.5)
+    for anchored in (False, True):
+        eraser = rece.erase(pipe, concepts, rounds=2, anchored=anchored, **numbers)
+        *C, T = textspace.encode(pipe, [*concepts, " "])
+        P_start, P_rounds = textspace.encode(pipe, [""])[0], textspace.encode(pipe, [" "])[0] * 2**0.5
+        K, aims = zip(*((C[n][textspace.last_word(pipe, text) :], n) for n, text in enumerate(concepts)), strict=True)
+        K, aims = [torch.cat(K)], [torch.cat([T[: len(rows)] for rows in K])]
+        M, G = solver.edit_map(K[0], aims[0], P_start, lamb=5.0), textspace.gram(pipe)
+        assert torch.equal(eraser.history[0], M)
+        for step in eraser.history[1:]:
+            derived = solver.derive(M, G, torch.cat(C), lamb=0.5)
+            K, aims = ([*K, derived], [*aims, T, T]) if anchored else ([derived], [T, T])
+            edit = solver.edit_map(torch.cat(K), torch.cat(aims), P_rounds, lamb=2.0, preserve_scale=0.1)
+            M = edit if anchored else M @ edit
+            assert torch.equal(step, M)
+
+
+def test_many_concepts_stop_by_certificate_where_their_rows_do(pipe, monkeypatch):
+    pipe.to(torch.float64)
+    numbers = dict(rounds="auto", uce_lamb=50.0, lamb=20.0, derive_lamb=0.5)
+    for others in (None, [f"other {n}" for n in range(70)]):
+        made = []
+        for by_rows in (1000, 0):
+            monkeypatch.setattr(erasing, "BY_ROWS", by_rows)
+            made.append(rece.erase(pipe, MANY, others=others, **numbers))
+        assert len(made[0].history) == len(made[1].history)
+        assert_close(made[1].map, made[0].map, atol=1e-7, rtol=0)
+
+
+def test_the_nearest_of_many_others_is_found_in_any_batch(pipe):
+    others, G = [f"other {n}" for n in range(70)], textspace.gram(pipe)
+    words = textspace.encode(pipe, [f"{n} {n}" for n in range(70)])[:, 5]
+    last = torch.tensor([[textspace.last_word(pipe, text)] * 70 for text in others])
+    at_once, which = reach.nearest(words, textspace.encode(pipe, others), last, G)
+    assert which.min() < 64 <= which.max()
+    assert_close(erasing._nearest(pipe, G, words, others, False), at_once)
+    assert erasing._nearest(pipe, G, words, [], False).isinf().all()
+
+
+@pytest.mark.parametrize("name", ["uce_lamb", "lamb", "derive_lamb"])
+def test_ill_conditioned_sums_name_the_number_to_raise(pipe, name):
+    with torch.no_grad():  # a direction that no token has and no layer reads
+        pipe.text_encoder.final_layer_norm.weight[0] = pipe.text_encoder.final_layer_norm.bias[0] = 0.0
+        for layer in textspace.prompt_layers(pipe).values():
+            layer.weight[:, 0] = 0.0
+    numbers = dict(uce_lamb=5.0, lamb=5.0, derive_lamb=0.5, rounds=1)
+    rece.erase(pipe, MANY, **numbers)
+    with pytest.raises(ValueError, match=f"ill-conditioned.*: raise {name}$"):
+        rece.erase(pipe, MANY, **numbers | {name: 1e-15})
 
 
 def test_relative_numbers_do_not_depend_on_the_unit_of_the_text_space(pipe):

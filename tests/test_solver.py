@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from rece import solver
 
 D = 12
+REGS = solver.REGULARISERS
 
 
 def random(*shape, seed=0):
@@ -134,6 +135,34 @@ def test_derived_embedding_inverts_the_edit_and_treats_rows_apart():
     assert_close(solver.derive(M, G, C[1:2], lamb=1e-8), derived[1:2], atol=1e-6, rtol=1e-6)
 
 
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(2, 40), part=st.integers(1, 39), near=st.sampled_from([1.0, 1e-6]), reg=st.sampled_from(REGS))
+def test_sums_over_any_split_of_the_rows_give_the_edits_and_derivations_of_the_rows(n, part, near, reg):
+    """Also where targets all but are the tokens: the change M - I itself is exact then, not only M."""
+    K, P, G = random(n, D), random(3, D, seed=2), solver.gram([random(20, D, seed=3)])
+    T = K + near * random(n, D, seed=1)
+    part, numbers = min(part, n - 1), dict(lamb=2.0, erase_scale=0.7, preserve_scale=0.3)
+    rows = solver.Rows(K, T)
+    sums = solver.Rows(K[:part], T[:part]).sums(reg) + solver.Rows(K[part:], T[part:]).sums(reg)
+    M = eye = torch.eye(D, dtype=torch.float64)
+    for _ in range(1 if reg == "surrogate1" else 3):  # without a ridge it is ill-conditioned later on
+        derived, of_sums = rows.derive(M, G, lamb=0.5, reg=reg), sums.derive(M, G, lamb=0.5, reg=reg)
+        assert derived.T is T and of_sums.KK.shape == of_sums.KR.shape == (D, D)
+        for one, other in ((rows, sums), (derived, of_sums), (rows + derived, sums + of_sums)):
+            edit = solver.edit_map(one.K, one.T, P, **numbers)
+            found = solver.edit_map_of_sums(other.KK, other.KR, P.T @ P, **numbers)
+            assert (found - edit).norm() <= 1e-8 * (edit - eye).norm()
+        M = M @ edit
+
+
+def test_an_edit_of_rows_is_to_the_bit_that_of_their_sums():
+    K, T, P = sets()
+    sums = solver.Rows(K, T).sums()
+    assert torch.equal(solver.edit_map_of_sums(sums.KK, sums.KR, lamb=0.3), solver.edit_map(K, T, lamb=0.3))
+    found = solver.edit_map_of_sums(sums.KK, sums.KR, P.T @ P, lamb=0.3, erase_scale=2.0, preserve_scale=0.1)
+    assert torch.equal(found, solver.edit_map(K, T, P, lamb=0.3, erase_scale=2.0, preserve_scale=0.1))
+
+
 def test_factors_rebuild_the_map_with_the_rank_of_the_rows_or_the_least_loss():
     K, T, P = sets()
     M = solver.edit_map(K, T, P, lamb=0.1)
@@ -188,6 +217,17 @@ def test_bad_input_of_the_rest():
     flat[0] = 0.0
     with pytest.raises(ValueError, match="ill-conditioned.*'zero'"):
         solver.derive(flat, G, C, lamb=0.1, reg="surrogate1")
+    sums = solver.Rows(C, C).sums()
+    with pytest.raises(ValueError, match="RR must be given with reg='target'"):
+        sums.derive(M, G, lamb=0.1, reg="target")
+    with pytest.raises(ValueError, match="KK, KR and PP must be square and of one width"):
+        solver.edit_map_of_sums(sums.KK, sums.KR, M[:3, :3], lamb=0.1)
+    with pytest.raises(ValueError, match="KR holds values that are not finite"):
+        solver.edit_map_of_sums(sums.KK, sums.KR * math.nan, lamb=0.1)
+    with pytest.raises(ValueError, match="^lamb must be a positive"):
+        solver.edit_map_of_sums(sums.KK, sums.KR, lamb=0.0)
+    with pytest.raises(ValueError, match="ill-conditioned.*raise lamb"):
+        solver.edit_map_of_sums(sums.KK, sums.KR, lamb=1e-14)
     with pytest.raises(ValueError, match="weights is empty"):
         solver.gram([])
     with pytest.raises(ValueError, match=r"weights\[1\] must be \(out, 12\)"):
