@@ -10,6 +10,7 @@ export DIFFUSERS_VERBOSITY := error
 export TRANSFORMERS_VERBOSITY := error
 repro data paper bench lab: export PYTHONWARNINGS := ignore
 paper: export HF_HUB_OFFLINE := 0
+paper: export PYTHONDONTWRITEBYTECODE := 1
 
 # In the order of the pipeline: with default parameters each reads what the one before it wrote.
 NOTEBOOKS := $(patsubst %,notebooks/%.ipynb,dataset pretrain judge control erase attack evaluate sweep plot paper closed_form red_team)
@@ -34,9 +35,11 @@ setup: .venv/.installed  ## create .venv and install everything, pinned
 repro: setup  ## run what changed since the last run: erase, attack, evaluate, plot
 	@dvc repro
 
-# DVC downloads the prompts, and the hub's models come with the first run.
+# DVC downloads the prompts, and the hub's models come with the first run. data/paper is a DVC project of its own, which
+# takes compiled files in rece/ for changed code.
 paper: setup  ## a table of the paper on a GPU: TABLE=nudity, unsafe, 'artist-*', 'object-*' (data/paper/README.md)
 	@test -n "$(TABLE)" || { echo "say which: make paper TABLE=nudity" >&2; exit 2; }
+	@find rece -name __pycache__ -prune -exec rm -r {} +
 	@dvc --cd data/paper pull --recursive prompts
 	@dvc --cd data/paper repro --glob 'evaluate@$(TABLE)'
 	@dvc --cd data/paper repro --single-item --force plot

@@ -77,14 +77,15 @@ def debias(
         return torch.stack(rows, dim=1)  # (tokenizers, texts, d)
 
     K, A = last_tokens(concepts), last_tokens(list(attributes))
-    P = textspace.encode_rows(pipe, preserve, last=True) if preserve else None
+    KK = K.flatten(0, 1).T @ K.flatten(0, 1)
+    PP = textspace.encode_gram(pipe, preserve, last=True) if preserve else None
     alpha = torch.zeros(len(concepts), len(attributes), dtype=K.dtype, device=K.device)
     draw = dict(steps=steps, guidance=guidance, batch_size=batch_size, progress=False)
     alphas, seen, done = [], [], False
     for step in tqdm(range(max_iterations), desc="debias", delay=1, leave=False, disable=not progress):
-        T = K + alpha @ A
+        KR = K.flatten(0, 1).T @ (alpha @ A).flatten(0, 1)  # R = T - K
         scales = dict(lamb=lamb, erase_scale=edit_scale, preserve_scale=preserve_scale)
-        eraser = Eraser(solver.edit_map(K.flatten(0, 1), T.flatten(0, 1), P, **scales))
+        eraser = Eraser(solver.edit_map_of_sums(KK, KR, PP, **scales))
         alphas.append(alpha.tolist())
         shares = []
         eraser.apply(pipe)

@@ -94,11 +94,17 @@ def sources(name: str, budget: dict, victims: dict[str, DiffusionPipeline]) -> d
     return {method: victim for method, victim in victims.items() if method not in left_out}
 
 
-def asked(world: World, concept: dict, attack: dict, budget: dict) -> pd.DataFrame:
-    """The cases that one attack is run on: the set of its own or the concept's, and of them the first n."""
-    own = study.from_file(budget["asked"]) if "asked" in budget else None
-    cases = study.cases(world, concept, attack["n"], attack["seed"]) if own is None else own
-    return cases.head(budget.get("n", len(cases)))
+def asked(world: World, concept: dict, attack: dict, name: str, budget: dict) -> pd.DataFrame:
+    """The cases that an attack is run on: its own set of prompts or the concept's.
+
+    Of them the first n of the budget; of photographs by default the first attack["n"], but all if drawn plainly.
+    """
+    if "asked" in budget:
+        cases = study.from_file(budget["asked"])
+    else:
+        cases = study.cases(world, concept, attack["n"], attack["seed"])
+    n = len(cases) if module(name, budget) == "plain" else attack["n"]
+    return cases.head(budget.get("n", n))
 
 
 def attempt(
@@ -130,22 +136,27 @@ def images_of(pipe: DiffusionPipeline, attempts: Attempts, generate: dict) -> np
 def drawn_in_batches(
     pipe: DiffusionPipeline, rows: pd.DataFrame, generate: dict, folder: str | Path | None, embeds=None
 ) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
-    """Draw the prompts and seeds of `rows`, or embeddings in their place: batches of rows and images, in their order.
+    """Draw the prompts and seeds of `rows`, or embeddings in their place: parts of the rows, and their images.
 
-    folder: None draws all in memory, in one batch at one size and guidance. Else images go to shards in that folder
-    (relative to the checkout), with the guidance, width and height of each row; what is there already is not drawn
-    again, see `rece.draw`. Embeddings are always drawn in memory.
+    guidance, width and height of each row go before those of `generate` and of the model. folder: where images go in
+    shards (relative to the checkout); what is there already is not drawn again, see `rece.draw`. None, and embeddings,
+    are drawn in memory, rows of one guidance and size together.
     """
-    if folder is None or embeds is not None:
-        texts = list(rows.prompt) if embeds is None else None
-        yield rows, draw(pipe, texts, list(rows.seed), embeds=embeds, **generate)
+    own = [name for name in ("guidance", "width", "height") if name in rows]
+    if folder is not None and embeds is None:
+        columns = [name for name in ("case", "prompt", "seed", *own) if name in rows]
+        shards = draw_shards(pipe, rows[columns], study.root() / folder, **generate)
+        start = 0
+        for part, images in shards.batches():
+            yield rows.iloc[start : start + len(part)], images
+            start += len(part)
         return
-    columns = [name for name in ("prompt", "seed", "guidance", "width", "height") if name in rows]
-    shards = draw_shards(pipe, rows[columns], study.root() / folder, **generate)
-    start = 0
-    for part, images in shards.batches():
-        yield rows.iloc[start : start + len(part)], images
-        start += len(part)
+    for kind, part in rows.groupby(own, sort=False, dropna=False) if own else [((), rows)]:
+        given = {name: value for name, value in zip(own, kind, strict=True) if not pd.isna(value)}
+        given = {name: float(value) if name == "guidance" else int(value) for name, value in given.items()}
+        texts = list(part.prompt) if embeds is None else None
+        some = None if embeds is None else embeds[part.index.to_numpy()]
+        yield part, draw(pipe, texts, list(part.seed), embeds=some, **generate | given)
 
 
 def draw_attempts(
@@ -177,7 +188,7 @@ def draw_attempts(
     if judge is None:
         return parts[0], shown
     for name, budget in budgets(attack, concept).items():
-        cases = asked(world, concept, attack, budget)
+        cases = asked(world, concept, attack, name, budget)
         for source in sources(name, budget, victims):
             path = study.root() / folder / f"{source}-{name}.safetensors"
             if not path.exists():
@@ -194,12 +205,13 @@ def draw_attempts(
                 if method == CONTROL and source == ANY and name != "plain":
                     continue
                 images = _images(evaluate, concept, method, f"{source}-{name}")
-                some, answers = [], []
+                some, answers = {}, []
                 with timer() as drawing:
                     for batch, pictures in drawn_in_batches(pipe, rows, generate, images, attempts.embeds):
-                        answers.append(judge.answers(pictures, batch.reset_index(drop=True)))
-                        some += list(pictures[: evaluate["show"] - len(some)])
-                answers = pd.concat(answers, ignore_index=True)
+                        answers.append(judge.answers(pictures, batch.reset_index(drop=True)).set_index(batch.index))
+                        wanted = batch.index < evaluate["show"]
+                        some |= dict(zip(batch.index[wanted], pictures[wanted], strict=True))
+                answers = pd.concat(answers).sort_index()
                 row = {"method": method, "attack": name, "access": attempts.access}
                 row |= {"kind": "text" if attempts.embeds is None else "embedding", "source": source}
                 row["own_prompts"] = "asked" in budget
@@ -209,8 +221,8 @@ def draw_attempts(
                 part["hit"] = study.hits(judge, answers, evaluate["threshold"])
                 part["seconds"] = drawing.seconds / len(part)
                 parts.append(part.join(answers.drop(columns=["label", "probability", "wanted"])))
-                if not transferred and len({picture.shape for picture in some}) == 1:
-                    shown[method, name] = (np.stack(some), part.hit.to_numpy()[: len(some)])
+                if not transferred and len({picture.shape for picture in some.values()}) == 1:
+                    shown[method, name] = (np.stack([some[n] for n in sorted(some)]), part.hit.to_numpy()[: len(some)])
     return pd.concat(parts[1:], ignore_index=True), shown
 
 
@@ -252,43 +264,50 @@ def kept_sets(
     Columns: set, method, score, value, low, high (95 %: Wilson for accuracy, normal for means; nan for FID), n.
     Raises ValueError or FileNotFoundError naming the parameter before anything is drawn.
     """
-    settings, sets = evaluate["scores"], {}
+    settings, sets = evaluate["scores"] or {}, {}
     for name, source in concept.get("kept", {}).items():
         rows, wanted = study.from_file(source), source["scores"]
         unknown = sorted(set(wanted) - set(settings))
         if unknown:
             raise ValueError(f"kept.{name}: no settings for {unknown[0]!r} in evaluate.scores")
+        if "accuracy" in wanted and judge is None:
+            raise ValueError(f"kept.{name}: accuracy needs a judge: give `judge`, or leave accuracy out")
+        own = [column for column in ("guidance", "width", "height") if column in rows]
+        if evaluate["images"] is None and len(rows[own].drop_duplicates()) > 1:
+            raise ValueError(f"kept.{name}: its rows differ in guidance or size: give a folder as evaluate.images")
         photographs = None
         if "fid" in wanted:
-            folder = settings["fid"]["reference"]
+            folder = settings["fid"].get("reference")
             if folder is None:
                 wanted = [score for score in wanted if score != "fid"]
+            elif "coco_id" not in rows:
+                raise ValueError(f"kept.{name}: fid needs a column coco_id, which {source['file']} lacks")
             else:
                 photographs = match_images(rows.coco_id, study.root() / folder)
         sets[name] = rows, wanted, photographs
     found = []
     for name, (rows, wanted, photographs) in sets.items():
-        for method, pipe in victims.items():
+        for method in victims:
 
-            def images(model=method, pipe=pipe, rows=rows, name=name):
-                folder = _images(evaluate, concept, model, f"kept-{name}")
-                return (pictures for _, pictures in drawn_in_batches(pipe, rows, generate, folder))
+            def batches(of=method, rows=rows, name=name):
+                return drawn_in_batches(victims[of], rows, generate, _images(evaluate, concept, of, f"kept-{name}"))
+
+            def images(of=method, batches=batches):
+                return (pictures for _, pictures in batches(of))
 
             for score in wanted:
                 row = {"set": name, "method": method, "score": score, "n": len(rows)}
                 keywords = {key: value for key, value in settings[score].items() if key != "reference"}
                 if score == "accuracy":
-                    answers = [judge.answers(*batch[::-1]) for batch in _with_rows(images(), rows)]
+                    answers = [judge.answers(pictures, part.reset_index(drop=True)) for part, pictures in batches()]
                     right = metrics.success(study.hits(judge, pd.concat(answers, ignore_index=True)))
                     found.append(row | {"value": right["rate"], "low": right["low"], "high": right["high"]})
                 elif score == "clip":
                     found.append(row | _mean(scores.clip_score(images(), list(rows.prompt), **keywords)))
                 elif score == "lpips":
-                    original = images(ORIGINAL, victims[ORIGINAL])
-                    found.append(row | _mean(scores.lpips(images(), original, **keywords)))
+                    found.append(row | _mean(scores.lpips(images(), images(ORIGINAL), **keywords)))
                 else:
-                    size = keywords.get("size", 299)
-                    reference = scores.reference_batches(photographs, size)
+                    reference = scores.reference_batches(photographs, keywords.get("size", 299))
                     found.append(row | {"value": scores.fid(images(), reference, **keywords)["value"]})
     return pd.DataFrame(found, columns=["set", "method", "score", "value", "low", "high", "n"])
 
@@ -300,13 +319,6 @@ def _images(evaluate: dict, concept: dict, method: str, what: str) -> Path | Non
     erased = re.sub(r"\W+", "-", "-".join(concept["erase"]))[:60]
     shared = method == ORIGINAL and what == "kept-coco"
     return Path(evaluate["images"], *([] if shared else [erased]), method, what)
-
-
-def _with_rows(batches: Iterator[np.ndarray], rows: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
-    start = 0
-    for images in batches:
-        yield rows.iloc[start : start + len(images)].reset_index(drop=True), images
-        start += len(images)
 
 
 def _mean(values: np.ndarray) -> dict:

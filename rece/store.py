@@ -42,7 +42,7 @@ def write_prompts(path: Path, drawn: pd.DataFrame, concept: str, budgets: dict, 
     the image; shows, for each model that drew it, the judge's probability if its answer is the concept, else 0; and
     threshold, from which on that counted as a success.
     """
-    texts, lines = drawn[(drawn.kind == "text") & (drawn.attack != "plain")], []
+    texts, lines = drawn[(drawn.kind == "text") & (drawn.attack != "plain") & ~drawn.own_prompts.astype(bool)], []
     for (attack, source, _), part in texts.groupby(["attack", "source", "case"], sort=False):
         first = part.iloc[0]
         shows = {row.method: round(float(row.probability) if row.top1 else 0.0, 4) for row in part.itertuples()}

@@ -18,9 +18,9 @@ from rece.emoji.world import World
 
 KINDS = ("object", "style", "category", "joint")
 CONCEPT = {"kind", "erase", "target"}
-# judge: instead of the study's. attacks: those of the budget that are run, if not all. Of photographs: asked, sets of prompts that ask for it, attacks being run on the
-# first; preserve, a file whose labels are preserved; known, what attacks may know; kept, sets of prompts that should
-# stay as they are; others, synonyms, texts for the certificate.
+# judge: instead of the study's. attacks: those of the budget that are run, if not all. Of photographs: asked, sets of
+# prompts that ask for it, attacks being run on the first; preserve, a file whose labels are preserved; known, what
+# attacks may know; kept, sets of prompts that should stay as they are; others, synonyms, texts for the certificate.
 CONCEPT_TOO = {"numbers", "judge", "attacks", "others", "synonyms", "asked", "preserve", "known", "kept"}
 FILE = {"file", "label", "without", "where", "n", "scores"}  # of a set of prompts, see `from_file`
 
@@ -37,7 +37,10 @@ def root() -> Path:
 def params(path: Path | None = None) -> dict:
     """Read and check a file of parameters, params.yaml by default; raises ValueError naming the first wrong key."""
     path = Path(path or root() / "params.yaml")
-    tree = yaml.safe_load(path.read_text())
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path.name}: no YAML ({' '.join(str(error).split())})") from None
     check(tree, STUDY | (EMBEDDED if set(tree) & set(EMBEDDED) else {}), path.name)
     for key in {"concepts", "sweep_concepts", "validation"} & set(tree):
         for name in tree[key]:
@@ -48,19 +51,26 @@ def params(path: Path | None = None) -> dict:
         raise ValueError(f"{path.name}: attack.budget must be one of the budgets in attack, not {budget!r}")
     for name, section in tree["concept"].items():
         where = f"{path.name}: concept.{name}"
-        check(section, dict.fromkeys(CONCEPT | (CONCEPT_TOO & set(section))), where)
+        check(section, dict.fromkeys(CONCEPT | (CONCEPT_TOO & set(section or ()))), where)
         if section["kind"] not in KINDS:
             raise ValueError(f"{where}.kind must be one of {', '.join(KINDS)}, not {section['kind']!r}")
         there_are = {attack for key in ("quick", "full") for attack in tree["attack"][key]}
         unknown = sorted(set(section.get("attacks", [])) - there_are)
         if unknown:
             raise ValueError(
-                f"{where}.attacks: there is no {unknown[0]!r} in attack; there are {', '.join(there_are)}"
+                f"{where}.attacks: there is no {unknown[0]!r} in attack; there are {', '.join(sorted(there_are))}"
             )
-        for source in [*section.get("asked", {}).values(), *section.get("kept", {}).values()]:
-            unknown = sorted(set(source) - FILE)
-            if unknown:
-                raise ValueError(f"{where}: unknown key {unknown[0]!r}; the keys are {', '.join(sorted(FILE))}")
+        methods = tree["erase"]
+        unknown = sorted(set(section.get("numbers", {})) - set(methods))
+        if unknown:
+            raise ValueError(f"{where}.numbers: there is no {unknown[0]!r} in erase; there are {', '.join(methods)}")
+        for sets, needed in (("asked", ["file"]), ("kept", ["file", "scores"])):
+            for key, source in section.get(sets, {}).items():
+                source = source or {}
+                unknown, missing = sorted(set(source) - FILE), [name for name in needed if name not in source]
+                if unknown or missing:
+                    wrong = f"unknown key {unknown[0]!r}" if unknown else f"the key {missing[0]!r} is missing"
+                    raise ValueError(f"{where}.{sets}.{key}: {wrong}; the keys are {', '.join(sorted(FILE))}")
     return tree
 
 
@@ -85,6 +95,8 @@ EMBEDDED = {
 def check(tree: dict, expected: dict, where: str) -> None:
     """Raise ValueError if `tree` has keys that `expected` lacks or lacks keys that it has; None stands for any
     value."""
+    if not isinstance(tree, dict):
+        raise ValueError(f"{where}: must have the keys {', '.join(sorted(expected))}, not be {tree!r}")
     unknown, missing = sorted(set(tree) - set(expected)), sorted(set(expected) - set(tree))
     if unknown:
         raise ValueError(f"{where}: unknown key {unknown[0]!r}; the keys are {', '.join(sorted(expected))}")
@@ -106,8 +118,8 @@ def load(model: str | dict) -> DiffusionPipeline:
         keywords["model"] = folder
     elif "revision" not in keywords:
         raise FileNotFoundError(
-            f"model: there is no folder {keywords.get('model')!r} in the checkout; correct `model` in params.yaml, and "
-            "give a hub id with its revision"
+            f"model: there is no folder {keywords.get('model')!r} in the checkout; correct `model` in params.yaml, or "
+            "give the revision of a hub id"
         )
     return loading.load(**keywords)
 
@@ -206,7 +218,11 @@ def from_file(source: dict) -> pd.DataFrame:
     if "without" in source:
         table = table.drop(prompts.labelled(table, source["without"]).index)
     if "where" in source:
-        table = table.query(source["where"])
+        try:
+            table = table.query(source["where"])
+        except (NameError, SyntaxError, TypeError, ValueError) as error:
+            known = ", ".join(table)
+            raise ValueError(f"where: {source['where']!r} does not read the columns {known} ({error})") from None
     table = table.head(source.get("n", len(table))).reset_index(drop=True)
     if not len(table):
         raise ValueError(f"asked: no prompt of {source['file']} is left by {source}")

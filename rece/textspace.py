@@ -245,15 +245,17 @@ def encode_gram(
     text that is given several times is encoded once and weighted. last: take each prompt's last word token alone.
     Device, bar and errors as in `encode`.
     """
-    return sum(P.T @ P for P in _weighted(pipe, prompts, batch_size, path, last, progress))
-
-
-def encode_rows(
-    pipe: DiffusionPipeline, prompts: list[str], batch_size: int = 64, path: str = "tokens", last: bool = False
-) -> Tensor:
-    """Rows P whose P^T P is `encode_gram` of the same prompts: (rows, d) float64, positions of them for each text, or
-    with `last` one for each tokenizer."""
-    return torch.cat(list(_weighted(pipe, prompts, batch_size, path, last, progress=True)))
+    if not prompts:
+        raise ValueError("prompts must be a list of at least one text")
+    found, counts = 0, Counter(prompts)
+    for some in batches(list(counts), batch_size, progress):
+        weight = torch.tensor([counts[text] for text in some], dtype=torch.float64).sqrt()
+        embeds = encode(pipe, some, batch_size, path)
+        if last:
+            embeds = torch.stack([rows[last_words(pipe, text, path)] for rows, text in zip(embeds, some, strict=True)])
+        P = (embeds * weight.to(embeds.device)[:, None, None]).flatten(0, 1)
+        found = found + P.T @ P
+    return found
 
 
 def batches(items: list, size: int, progress: bool = True) -> Iterator[list]:
@@ -414,21 +416,6 @@ def _segments(pipe: DiffusionPipeline, path: str) -> list[tuple[int, int, object
         found.append((end, end + length, tokenizer))
         end += length
     return found
-
-
-def _weighted(
-    pipe: DiffusionPipeline, prompts: list[str], batch_size: int, path: str, last: bool, progress: bool
-) -> Iterator[Tensor]:
-    """The tokens of each batch of different texts, (rows, d), times the root of how often a text is given."""
-    if not prompts:
-        raise ValueError("prompts must be a list of at least one text")
-    counts = Counter(prompts)
-    for some in batches(list(counts), batch_size, progress):
-        weight = torch.tensor([counts[text] for text in some], dtype=torch.float64).sqrt()
-        embeds = encode(pipe, some, batch_size, path)
-        if last:
-            embeds = torch.stack([rows[last_words(pipe, text, path)] for rows, text in zip(embeds, some, strict=True)])
-        yield (embeds * weight.to(embeds.device)[:, None, None]).flatten(0, 1)
 
 
 def _encode(pipe: DiffusionPipeline, prompts: list[str], path: str) -> Tensor:

@@ -10,9 +10,11 @@ from pathlib import Path
 import yaml
 from dvc.dependency import ParamsDependency
 from dvc.repo import Repo
+from dvc.stage import PipelineStage
 from papermill.cli import papermill
 
 ROOT = Path(__file__).parents[1]
+PAPER = ROOT / "data/paper"  # a DVC project of its own, whose stages run the same notebooks
 
 
 def files(root: Path = ROOT) -> list[str]:
@@ -68,10 +70,13 @@ def _runs(cmd) -> list[Run]:
 
 @cache
 def stages(root: Path = ROOT) -> list[Stage]:
-    """All stages of all dvc.yaml files, every matrix item by itself; paths are relative to the repository root."""
+    """All stages of all dvc.yaml files of a DVC project, every matrix item by itself; paths are relative to its root.
+
+    Imports (.dvc files) are no stages.
+    """
     with Repo(str(root)) as repo:
         found = []
-        for stage in repo.index.stages:
+        for stage in (stage for stage in repo.index.stages if isinstance(stage, PipelineStage)):
             declared = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
             found.append(
                 Stage(
@@ -88,4 +93,4 @@ def stages(root: Path = ROOT) -> list[Stage]:
 
 def stage_notebooks() -> list[str]:
     """The notebooks that DVC runs, which are kept without outputs; the others may keep theirs."""
-    return sorted({run.notebook for stage in stages() for run in stage.runs})
+    return sorted({run.notebook for stage in [*stages(), *stages(PAPER)] for run in stage.runs})

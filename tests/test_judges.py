@@ -25,9 +25,9 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from rece import judges, study
+from rece import judges
 from rece.judges.classifier import Classifier
-from rece.judges.embedded import Judge
+from rece.judges.embedded import Judge, Verdict
 from rece.judges.nudenet import EXPOSED, FLOOR, NudeNet
 from rece.judges.q16 import Q16, convert
 
@@ -277,7 +277,8 @@ def test_convert_executes_nothing(tmp_path):
             with pytest.raises(ValueError, match="prompts: .*not a pickled array and nothing else"):
                 convert(source, out)
             assert not trace.exists() and not out.exists()
-    pickle.loads(pickle.dumps(Malicious(trace)))
+    function, arguments = Malicious(trace).__reduce__()
+    function(*arguments)  # which is what unpickling would have done
     assert trace.exists()
 
 
@@ -330,7 +331,7 @@ def test_classifier_is_the_models_softmax(tmp_path, top):
     np.testing.assert_allclose(found.probability, chance.max(1), rtol=1e-4)
     for i, numbers in enumerate(([0], [10], [5], [11], [7], [1, 6])):
         assert found.label[i] == IMAGENET[chance[i].argmax()]
-        np.testing.assert_allclose(found.asked[i], chance[i, numbers].sum(), rtol=1e-4)
+        np.testing.assert_allclose(found.of_asked[i], chance[i, numbers].sum(), rtol=1e-4)
         better = (chance[i] > chance[i, numbers].max()).sum()
         assert found["rank"][i] == 1 + better and found.wanted[i] == (better < top)
 
@@ -380,7 +381,7 @@ def test_classifier_of_styles_with_labels_of_ones_own(tmp_path):
     found = Classifier(tmp_path, labels=styles).answers(images, cases(*styles))
     model = ViTForImageClassification.from_pretrained(tmp_path).eval()
     chance = literal(model, ViTImageProcessor.from_pretrained(tmp_path), images)
-    np.testing.assert_allclose(found.asked, np.diag(chance), rtol=1e-4)
+    np.testing.assert_allclose(found.of_asked, np.diag(chance), rtol=1e-4)
     assert list(found.label) == [styles[i] for i in chance.argmax(1)]
     with pytest.raises(ValueError, match="no class"):
         Classifier(tmp_path).answers(images, cases(*styles))
@@ -446,6 +447,7 @@ def checkout(tmp_path, monkeypatch):
 
 
 def test_load(checkout, clip):
+    assert judges.load(None) is None
     assert judges.load("models/judge").objects == ["dog", "cat"]
     assert judges.load({"name": "nudenet", "threshold": 0.45}).threshold == 0.45
     classifier = judges.load({"name": "classifier", "model": "models/resnet", "top": 2})
@@ -460,7 +462,8 @@ def test_load(checkout, clip):
     [
         ({"name": "nudnet"}, "name must be one of classifier, nudenet, q16.*'nudnet'"),
         ({"threshold": 0.5}, "name must be one of classifier, nudenet, q16"),
-        (None, "name must be one of"),
+        ({}, "name must be one of"),
+        (3, "name must be one of .* not 3"),
         (
             {"name": "nudenet", "treshold": 0.5},
             "nudenet has no setting 'treshold'; its settings are threshold, classes",
@@ -476,12 +479,27 @@ def test_load_bad_settings(checkout, settings, message):
         judges.load("models/none")
 
 
-def test_the_embedded_judge_answers_as_the_study_does(checkout):
+def test_the_embedded_judge_answers_each_case_with_the_head_it_asks(monkeypatch):
+    judge = Judge(["dog", "knife", "bomb"], ["noto", "twemoji"])
+    objects = np.array([[0.9, 0.1, 0.0], [0.3, 0.3, 0.4], [0.0, 1.0, 0.0], [0.2, 0.6, 0.2]], "f4")
+    styles = np.array([[1.0, 0.0], [0.2, 0.8], [0.1, 0.9], [0.7, 0.3]], "f4")
+    monkeypatch.setattr(judge, "classify", lambda images: Verdict(objects, styles))
+    asked = pd.DataFrame(
+        {"wanted": [["dog"], ["knife", "bomb"], ["noto"], ["noto"]], "judged": ["object", "object", "style", "style"]},
+        index=[7, 3, 5, 1],
+    )
+    found = judge.answers(pictures(4), asked)
+    assert list(found.columns) == ["label", "probability", "wanted"] and list(found.index) == [0, 1, 2, 3]
+    assert list(found.label) == ["dog", "bomb", "twemoji", "noto"] and list(found.wanted) == [True, True, False, True]
+    np.testing.assert_array_equal(found.probability, np.array([0.9, 0.4, 0.9, 0.7], "f4"))
+
+
+def test_the_embedded_judge_answers_about_images_and_describes_itself(checkout):
     judge, images = judges.load("models/judge"), pictures(4, 32, 32)
     asked = pd.DataFrame({"wanted": [["dog"], ["red"]] * 2, "judged": ["object", "style"] * 2})
-    found = judge.answers(images, asked)
-    pd.testing.assert_frame_equal(found, study.labelled(judge, judge.classify(images), asked))
-    assert list(found.columns) == ["label", "probability", "wanted"] and judge.threshold == 0
+    found, (objects, styles) = judge.answers(images, asked), judge.labels(images)
+    assert list(found.label) == [objects[0], styles[1], objects[2], styles[3]] and judge.threshold == 0
+    assert list(found.wanted) == [objects[0] == "dog", styles[1] == "red", objects[2] == "dog", styles[3] == "red"]
     described = json.loads(json.dumps(judge.describe()))
     assert described["sha256"] == judges.sha256(checkout / "models" / "judge" / "model.safetensors")
     assert (described["objects"], described["styles"]) == (["dog", "cat"], ["red", "blue"])

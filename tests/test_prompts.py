@@ -2,17 +2,18 @@
 
 import hashlib
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from dvc.repo import Repo
-from project import ROOT
+from project import PAPER, ROOT
 
 from rece import prompts
 
-IMPORTS = ROOT / "data/paper/prompts"
+IMPORTS = PAPER / "prompts"
 COLUMNS = ["case", "prompt", "seed", "guidance", "width", "height", "label"]
 SOURCE = {"url": "https://github.com/CharlesGong12/RECE", "rev": "403a67f2"}
 ROWS = {
@@ -204,6 +205,18 @@ def test_bad_files_are_refused_in_one_line(file, content, message):
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
+def test_the_commands_that_fetch_are_those_that_dvc_takes(monkeypatch):
+    monkeypatch.chdir(PAPER)  # as `dvc --cd data/paper`
+    with Repo() as repo:
+        assert [stage.outs[0].def_path for stage in repo.stage.collect("prompts/i2p.csv.dvc")] == ["i2p.csv"]
+        assert len(repo.stage.collect("prompts", recursive=True)) == len(ROWS)
+    monkeypatch.chdir(IMPORTS)  # as `rece.prompts` says
+    with Repo() as repo:
+        assert Path(repo.root_dir) == PAPER and len(repo.stage.collect("i2p.csv.dvc")) == 1
+    for file in ("Makefile", "data/paper/prompts/README.md"):
+        assert "dvc --cd data/paper pull --recursive prompts" in (ROOT / file).read_text()
+
+
 def test_a_missing_file_says_how_to_get_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"dvc --cd {tmp_path} pull i2p.csv.dvc"):
         prompts.read(tmp_path / "i2p.csv")
@@ -275,8 +288,8 @@ def test_every_import_is_pinned_frozen_and_out_of_git():
 
 
 def test_dvc_reads_the_imports_and_the_study_does_not():
-    with Repo(str(IMPORTS)) as repo:
-        stages = repo.index.stages
+    with Repo(str(PAPER)) as repo:
+        stages = repo.stage.collect(str(IMPORTS), recursive=True)
         assert sorted(stage.outs[0].def_path for stage in stages) == sorted(ROWS)
         assert all(stage.md5 == stage.compute_md5() for stage in stages)
     with Repo(str(ROOT)) as repo:

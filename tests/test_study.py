@@ -1,5 +1,7 @@
 """The study's plan and the files between its stages."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ from rece import attacks, figures, metrics, stages, store, study, tables
 from rece.attacks import Attempts
 from rece.emoji import world as worlds
 from rece.eraser import Eraser
-from rece.judges.embedded import Judge, Verdict
+from rece.judges.embedded import Judge
 
 WORLD = worlds.load()
 SPECS = study.params()["concept"]
@@ -34,7 +36,8 @@ def test_params_yaml_passes_its_own_check():
         (lambda tree: tree.pop("judge"), "the key 'judge' is missing"),
         (lambda tree: tree["concepts"].append("unicorns"), "concepts lists 'unicorns', but concept has no section"),
         (lambda tree: tree["validation"].append("cow"), "validation lists 'cow', but concept has no section"),
-        (lambda tree: tree["attack"].update(budget="huge"), "attack.budget must be quick or full, not 'huge'"),
+        (lambda tree: tree["attack"].update(budget="seed"), "attack.budget must be one of the budgets in attack"),
+        (lambda tree: tree["attack"].update(budget="huge"), "attack.budget must be .* not 'huge'"),
         (lambda tree: tree["concept"]["dog"].update(kind="animal"), "concept.dog.kind must be one of"),
         (lambda tree: tree["concept"]["dog"].pop("target"), "the key 'target' is missing"),
     ],
@@ -134,17 +137,13 @@ def test_an_unknown_concept_is_refused():
         study.cases(WORLD, {"kind": "object", "erase": ["pegasi"], "target": " "}, 3, 0)
 
 
-def test_hits_count_objects_for_objects_members_for_categories_and_styles_for_styles():
-    judge = Judge(["dog", "knife", "bomb"], ["noto", "twemoji"])
-    objects = np.array([[0.9, 0.1, 0.0], [0.3, 0.3, 0.4], [0.0, 1.0, 0.0]], "f4")
-    styles = np.array([[1.0, 0.0], [0.2, 0.8], [0.1, 0.9]], "f4")
-    verdict = Verdict(objects, styles)
-    cases = pd.DataFrame(
-        {"wanted": [["dog"], ["knife", "bomb"], ["noto"]], "judged": ["object", "object", "style"]},
-    )
-    assert study.hits(judge, verdict, cases).tolist() == [True, True, False]
-    assert study.hits(judge, verdict, cases, threshold=0.5).tolist() == [True, False, False]
-    assert study.hits(judge, verdict, cases.assign(wanted=[["dog"], ["dog"], ["twemoji"]]), 0.5).tolist() == [1, 0, 1]
+def test_a_hit_is_wanted_and_as_sure_as_the_study_and_the_judge_ask():
+    answers = pd.DataFrame({"wanted": [True, True, True, False], "probability": [0.9, 0.5, 0.4, 1.0]})
+    for own, threshold, expected in ((0, 0, [1, 1, 1, 0]), (0, 0.5, [1, 1, 0, 0]), (0.6, 0.5, [1, 0, 0, 0])):
+        judge = SimpleNamespace(threshold=own)
+        assert study.hits(judge, answers, threshold).tolist() == expected
+    assert study.hits(SimpleNamespace(threshold=0.5), answers).tolist() == [1, 1, 0, 0]
+    assert study.hits(judge, answers.set_index(pd.Index([3, 1, 2, 0]))).dtype == bool
 
 
 def test_a_missing_model_folder_is_named():
@@ -155,9 +154,9 @@ def test_a_missing_model_folder_is_named():
 def test_a_missing_stage_output_names_the_stage(tmp_path, pipe):
     with pytest.raises(FileNotFoundError, match="run the erase stage"):
         stages.erasers(tmp_path)
-    cases, judge = study.cases(WORLD, SPECS["dog"], 2, 0), Judge(["dog"], ["noto"])
+    attack, judge = {"n": 2, "seed": 0, "budget": "quick", "quick": {"plain": {}}}, Judge(["dog"], ["noto"])
     with pytest.raises(FileNotFoundError, match="run the attack stage"):
-        stages.draw_attempts({"original": pipe}, tmp_path, {"plain": {}}, cases, judge, {}, 0.5, 1)
+        stages.draw_attempts({"original": pipe}, tmp_path, attack, WORLD, SPECS["dog"], judge, {}, EVALUATE)
     with pytest.raises(FileNotFoundError, match="dvc repro evaluate"):
         store.gather(tmp_path, ["dog"], "evaluate", "success")
     with pytest.raises(FileNotFoundError, match="correct `control`"):
@@ -174,6 +173,7 @@ def test_a_victim_is_edited_and_leaves_the_original_alone(pipe):
     assert torch.equal(layer.weight, before)
 
 
+EVALUATE = {"threshold": 0.005, "show": 2, "images": None}
 GENERATE = {"steps": 1, "guidance": 1.0, "batch_size": 2}
 BUDGETS = {
     "plain": {},
@@ -194,14 +194,15 @@ def drawn(tmp_path_factory):
     erased = {name: Eraser(scale * torch.eye(d, dtype=torch.float64)) for name, scale in (("uce", 0.5), ("rece", 0.1))}
     victims = {"original": pipe, **{name: stages.victim(pipe, eraser) for name, eraser in erased.items()}}
     victims["control"] = never
-    cases = study.cases(WORLD, SPECS["dog"], 4, 0)
-    for name, budget in BUDGETS.items():
+    attack = {"n": 4, "seed": 0, "budget": "quick", "quick": BUDGETS}
+    for name, budget in stages.budgets(attack, SPECS["dog"]).items():
+        cases = stages.asked(WORLD, SPECS["dog"], attack, budget)
         for source, victim in stages.sources(name, budget, victims).items():
             stages.attempt(name, victim, pipe, cases, WORLD, SPECS["dog"], budget).save(
                 folder / f"{source}-{name}.safetensors"
             )
     judge = Judge(WORLD.objects, WORLD.styles).eval()
-    table, shown = stages.draw_attempts(victims, folder, BUDGETS, cases, judge, GENERATE, 0.005, 2)
+    table, shown = stages.draw_attempts(victims, folder, attack, WORLD, SPECS["dog"], judge, GENERATE, EVALUATE)
     return {"folder": folder, "victims": victims, "table": table, "shown": shown, "judge": judge}
 
 

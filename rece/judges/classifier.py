@@ -66,8 +66,8 @@ class Classifier:
         """Judge uint8 images (n, h, w, 3) of cases whose column `label` names a class.
 
         Columns: label (the likeliest class, as the model names it), probability (of it), wanted (whether the case's
-        class is among the `top` likeliest), asked (the probability of the case's class; of several, their sum), rank
-        (its place, 1 if it is the likeliest).
+        class is among the `top` likeliest), of_asked (the probability of the case's class; of several, their sum),
+        rank (its place, 1 if it is the likeliest).
         Raises ValueError, before anything is judged, if a case's label is no class, or images have another form or
         are not as many as cases.
         """
@@ -85,7 +85,7 @@ class Classifier:
                 "label": np.array(self.labels)[place.argmin(1)],
                 "probability": chance.max(1),
                 "wanted": rank <= self.top,
-                "asked": [row[ids].sum() for row, ids in zip(chance, asked, strict=True)],
+                "of_asked": [row[ids].sum() for row, ids in zip(chance, asked, strict=True)],
                 "rank": rank,
             }
         )
