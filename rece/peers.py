@@ -1,8 +1,8 @@
 """Other projects' files: reading edited weights, using them as they are, and recovering the map behind them.
 
-UCE saves the edited layers (safetensors), ESD the trained ones, RECE and ConceptPrune a whole UNet (a `.pt` pickle).
-If the edit is one matrix for all layers that read the prompt, as UCE's and RECE's are, the matrix can be found again;
-and whether it was one is measured.
+UCE saves the edited layers (safetensors), ESD the trained ones, RECE and ConceptPrune a whole UNet (a `.pt` pickle);
+a LoRA holds the change alone. If the edit is one matrix for all layers that read the prompt, as UCE's and RECE's are,
+the matrix can be found again; and whether it was one is measured.
 """
 
 import hashlib
@@ -51,9 +51,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of a `.pt`, `.pth`, `.bin` or `.ckpt` pickle, by name, on the CPU.
 
     Of a pickle only tensors are read: nothing in it is run. One wrapping like {"state_dict": …} and a prefix that all
-    names share ("unet.", "model.") are taken off, and a warning says so.
+    names share ("unet.", "model.") are taken off, and a warning says so. A LoRA's names (lora_A, lora_B) stay for
+    `recover` and `apply_weights` to merge.
     Raises FileNotFoundError, or ValueError in one line if the file is broken, holds anything but tensors, or has names
-    of another layout (CompVis).
+    of another layout (CompVis, kohya), or is a LoRA whose names lack the prefix without which diffusers ignores them.
     """
     path = Path(path)
     if not path.is_file():
@@ -78,6 +79,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} is a checkpoint in CompVis' layout: load it with DiffusionPipeline.from_single_file and save it"
         )
+    if any("lora" in name for name in weights):
+        _check_lora(path, weights)
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in weights):
             warnings.warn(f"{path.name}: took {prefix!r} off all {len(weights)} names", stacklevel=2)
@@ -96,6 +99,7 @@ def apply_weights(pipe: DiffusionPipeline, weights: dict[str, Tensor]) -> dict[s
     if any(textspace.fused(pipe, path) is not None for path in textspace.paths(pipe)):
         raise ValueError("the pipeline carries an eraser: remove it before loading weights")
     own = _parameters(pipe)
+    weights = _merged(pipe, weights, own)
     _check(pipe, weights, own)
     cast = {name: weight.detach().to(own[name].dtype) for name, weight in weights.items()}
     for name, weight in cast.items():
@@ -134,6 +138,7 @@ def recover(
     own = _parameters(pipe)
     layers = {path: textspace.originals(pipe, path) for path in textspace.paths(pipe)}
     whole = {f"{name}.weight" for read in layers.values() for name in read}
+    weights = _merged(pipe, weights, own | {f"{n}.weight": W for n, W in layers["tokens"].items()})
     _check(pipe, weights, own)
     unchanged, unexplained = [], []
     for name, weight in weights.items():
@@ -200,8 +205,39 @@ def _read_pickle(path: Path) -> dict:
     return found
 
 
+def _check_lora(path: Path, names: dict[str, Tensor]) -> None:
+    """Raise ValueError if a LoRA's names are not those that diffusers writes."""
+    if not all(name.endswith((".lora_A.weight", ".lora_B.weight", ".alpha")) for name in names):
+        raise ValueError(
+            f"{path} is a LoRA in another layout than <part>.<layer>.lora_A.weight: load it with "
+            "pipe.load_lora_weights, and save it with pipe.save_lora_weights"
+        )
+    lacking = [name for name in names if not name.startswith(("unet.", "transformer."))]
+    if lacking:
+        raise ValueError(
+            f"{path}: {lacking[0]} lacks the prefix unet. or transformer., without which load_lora_weights changes "
+            "nothing and raises nothing: rename the tensors"
+        )
+
+
+def _merged(pipe: DiffusionPipeline, weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights W + (alpha / rank) B A of a LoRA, float64; other files as they are."""
+    layers = {name.removesuffix(".lora_A.weight") for name in weights if name.endswith(".lora_A.weight")}
+    if not layers:
+        return weights
+    found = {}
+    for layer in sorted(layers):
+        A, B = (weights.get(f"{layer}.lora_{x}.weight") for x in "AB")
+        W = own.get(f"{layer}.weight")
+        if W is None or B is None or (B.shape[0], A.shape[1], B.shape[1]) != (*W.shape, A.shape[0]):
+            raise ValueError(f"{layer}: the LoRA does not fit pipe.{textspace.part(pipe)}: it is of another model")
+        alpha = weights.get(f"{layer}.alpha", torch.tensor(float(len(A)))).double()
+        found[f"{layer}.weight"] = W.detach().cpu().double() + alpha / len(A) * (B.double() @ A.double())
+    return found
+
+
 def _parameters(pipe: DiffusionPipeline) -> dict[str, Tensor]:
-    """The weights of the part that reads the prompt, by name, with those an eraser replaced as they were."""
+    """The weights of the part that reads the prompt, by name, as they are now."""
     own = dict(textspace.model(pipe).state_dict())
     if any(weight.is_meta for weight in own.values()):
         raise ValueError(f"the weights of pipe.{textspace.part(pipe)} are not in memory: do this before any offload")

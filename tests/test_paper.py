@@ -436,7 +436,7 @@ def victims_of(pipe, concept="dog"):
 
 def attacked(folder, spec, victims, attack=QUICK):
     for name, budget in running.budgets(attack, spec).items():
-        cases = running.asked(WORLD, spec, attack, budget)
+        cases = running.asked(WORLD, spec, attack, name, budget)
         for source, victim in running.sources(name, budget, victims).items():
             attempts = running.attempt(name, victim, victims["original"], cases, WORLD, spec, budget)
             attempts.save(folder / f"{source}-{name}.safetensors")
@@ -449,7 +449,7 @@ def test_further_sets_are_drawn_as_they_are(tmp_path):
     assert list(found) == ["plain", "closed_form", "plain_more"]
     assert found["plain_more"] == {"attack": "plain", "asked": spec["asked"]["more"]}
     assert list(running.budgets(QUICK, spec | {"attacks": ["plain"]})) == ["plain", "plain_more"]
-    prompts = {name: list(running.asked(WORLD, spec, QUICK, budget).prompt) for name, budget in found.items()}
+    prompts = {name: list(running.asked(WORLD, spec, QUICK, name, budget).prompt) for name, budget in found.items()}
     assert prompts["plain"] == ["a dog", "", "the dog", "my dog"] and prompts["plain_more"] == ["a hot dog", "x"]
     assert prompts["closed_form"] == prompts["plain"][:3]
 
@@ -829,7 +829,7 @@ def test_an_artist_without_a_judge(tmp_path, pipe, monkeypatch):
         eraser.save(tmp_path / "erasers" / f"{method}.safetensors")
     victims = running.victims(pipe, tmp_path / "erasers")
     attacked(tmp_path / "attempts", spec, victims, PARAMS["attack"])
-    assert len(list((tmp_path / "attempts").glob("*.safetensors"))) == 1 + 2  # plain, and c' of both
+    assert [path.stem for path in (tmp_path / "attempts").glob("*.safetensors")] == ["any-plain"]
     scores = evaluation(tmp_path / "images", lpips=PARAMS["evaluate"]["scores"]["lpips"])
     table = running.preservation(victims, WORLD, spec, None, GENERATE, scores)
     assert table.groupby("set").n.first().to_dict() == {"erased": 2, "unerased": 2}

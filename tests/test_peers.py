@@ -8,7 +8,7 @@ import literal
 import pytest
 import tiny
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import rece
@@ -275,3 +275,37 @@ def test_weights_are_refused_where_they_cannot_be_kept_apart(pipe):
     with pytest.raises(ValueError, match="is not finite in the model's torch.float16"):
         peers.apply_weights(pipe, {name: W * 1e6 for name, W in file.items()})
     assert all(torch.equal(W, before[name].half()) for name, W in weights(pipe).items())
+
+
+@pytest.mark.parametrize("family", [tiny.sd, tiny.sdxl, tiny.sd3, tiny.flux])
+def test_a_lora_of_ours_is_recovered_as_the_eraser_it_was(family, tmp_path):
+    pipe = family()
+    eraser = rece.erase(pipe, "dog", uce_lamb=5.0, lamb=2.0, derive_lamb=0.5, rounds=1, progress=False)
+    eraser.save_lora(tmp_path)
+    with pytest.warns(UserWarning, match="off all"):
+        found = peers.recover(pipe, tmp_path / "pytorch_lora_weights.safetensors")
+    assert found.exact and found.residual < 1e-5 and not found.unexplained
+    for path in textspace.paths(pipe):
+        mine, theirs = ((e.map, e.pooled)[path == "pooled"] for e in (eraser, found.eraser))
+        for W in textspace.originals(pipe, path).values():
+            change = W.double() @ mine - W.double()
+            assert (W.double() @ theirs - W.double() - change).norm() < 1e-5 * change.norm()
+
+
+def test_loras_that_diffusers_would_ignore_are_refused(pipe, tmp_path):
+    rece.erase(pipe, "dog", progress=False).save_lora(tmp_path)
+    tensors = load_file(tmp_path / "pytorch_lora_weights.safetensors")
+    save_file({name.removeprefix("unet."): tensor for name, tensor in tensors.items()}, tmp_path / "bare.safetensors")
+    with pytest.raises(ValueError, match="lacks the prefix unet. or transformer., without which load_lora_weights"):
+        peers.read_weights(tmp_path / "bare.safetensors")
+    kohya = {"lora_unet_mid.lora_down.weight": torch.ones(2, 3), "lora_unet_mid.lora_up.weight": torch.ones(3, 2)}
+    save_file(kohya, tmp_path / "kohya.safetensors")
+    with pytest.raises(ValueError, match="a LoRA in another layout"):
+        peers.read_weights(tmp_path / "kohya.safetensors")
+    other = {name: tensor for name, tensor in tensors.items() if not name.endswith("to_v.lora_B.weight")}
+    save_file(other, tmp_path / "half.safetensors")
+    with (
+        pytest.warns(UserWarning, match="off all"),
+        pytest.raises(ValueError, match="the LoRA does not fit pipe.unet"),
+    ):
+        peers.recover(pipe, tmp_path / "half.safetensors")

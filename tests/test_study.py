@@ -196,7 +196,7 @@ def drawn(tmp_path_factory):
     victims["control"] = never
     attack = {"n": 4, "seed": 0, "budget": "quick", "quick": BUDGETS}
     for name, budget in stages.budgets(attack, SPECS["dog"]).items():
-        cases = stages.asked(WORLD, SPECS["dog"], attack, budget)
+        cases = stages.asked(WORLD, SPECS["dog"], attack, name, budget)
         for source, victim in stages.sources(name, budget, victims).items():
             stages.attempt(name, victim, pipe, cases, WORLD, SPECS["dog"], budget).save(
                 folder / f"{source}-{name}.safetensors"
