@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rece import files, solver, textspace
+from rece import families, files, solver, textspace
 
 
 class Eraser:
@@ -184,7 +184,7 @@ class Eraser:
             for name, W in textspace.originals(pipe, path).items():
                 others = layers[name].in_features - len(V)  # columns that read no text
                 down = torch.nn.functional.pad(V.T, (0, others))
-                key = f"{textspace.part(pipe)}.{name}"
+                key = f"{families.part(pipe)}.{name}"
                 tensors[f"{key}.lora_A.weight"] = down.to(dtype, copy=True).contiguous()
                 tensors[f"{key}.lora_B.weight"] = (solver.precise(W).cpu() @ U).to(dtype).contiguous()
         note = {"format": "pt", "rece": json.dumps(self.provenance | {"lora_rank": r, "lora_loss": loss})}

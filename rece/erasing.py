@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
-from rece import reach, solver, textspace
+from rece import families, reach, solver, textspace
 from rece.eraser import Eraser
 
 SD_TOKEN = 768.0  # squared norm of a Stable Diffusion 1.x token, the scale that the paper's lambdas belong to
@@ -119,7 +119,7 @@ def erase(
         raise ValueError("the pipeline carries an eraser: remove it before computing another one")
 
     settings |= {"target": targets, "preserve_uce": for_start, "preserve_rounds": for_rounds}
-    paths = textspace.paths(pipe) if pooled else ("tokens",)
+    paths = families.paths(pipe) if pooled else ("tokens",)
     limit = MAX_ROUNDS if auto else rounds
     with tqdm(total=(3 + limit) * len(paths), desc="erase", delay=1, leave=False, disable=not progress) as steps:
         solved = {path: _solve(pipe, path, concepts, settings, steps) for path in paths}

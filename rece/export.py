@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, constants
 
-from rece import files, textspace
+from rece import families, files, textspace
 from rece.card import FILES, card
 from rece.eraser import Eraser
 
@@ -20,7 +20,7 @@ def applied(eraser: Eraser, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeli
 
     Raises ValueError if it carries another eraser.
     """
-    carried = {path: textspace.fused(pipe, path) for path in textspace.paths(pipe)}
+    carried = {path: textspace.fused(pipe, path) for path in families.paths(pipe)}
     if all(map is None for map in carried.values()):
         eraser.apply(pipe)
         try:
@@ -92,7 +92,7 @@ def save_folder(
     ):
         if value is not None and kind in FILES and kind not in kinds:
             raise ValueError(f"{name} belongs to kind {' or '.join(kinds)}, not to {kind!r}")
-    text = card(eraser, kind=kind, rank=rank, part=textspace.part(pipe), **about)
+    text = card(eraser, kind=kind, rank=rank, part=families.part(pipe), **about)
     with files.replacing_folder(folder) as made:
         if kind == "lora":
             eraser.save_lora(made, rank, pipe=pipe, dtype=dtype or torch.float32)

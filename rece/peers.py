@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rece import erasing, solver, textspace
+from rece import erasing, families, solver, textspace
 from rece.eraser import Eraser
 
 TOLERANCE = 0.05  # of recover: published code inverts in float32, which leaves about 0.01; training leaves 0.9
@@ -96,7 +96,7 @@ def apply_weights(pipe: DiffusionPipeline, weights: dict[str, Tensor]) -> dict[s
     Raises ValueError, and changes nothing, on unknown names, other shapes, values too large for the model's dtype, or
     a pipeline that carries an eraser.
     """
-    if any(textspace.fused(pipe, path) is not None for path in textspace.paths(pipe)):
+    if any(textspace.fused(pipe, path) is not None for path in families.paths(pipe)):
         raise ValueError("the pipeline carries an eraser: remove it before loading weights")
     own = _parameters(pipe)
     weights = _merged(pipe, weights, own)
@@ -136,7 +136,7 @@ def recover(
         source = {"file": path.name, "sha256": _sha256(path)}
     solver.positive(tolerance, "tolerance", or_zero=True)
     own = _parameters(pipe)
-    layers = {path: textspace.originals(pipe, path) for path in textspace.paths(pipe)}
+    layers = {path: textspace.originals(pipe, path) for path in families.paths(pipe)}
     whole = {f"{name}.weight" for read in layers.values() for name in read}
     weights = _merged(pipe, weights, own | {f"{n}.weight": W for n, W in layers["tokens"].items()})
     _check(pipe, weights, own)
@@ -230,7 +230,7 @@ def _merged(pipe: DiffusionPipeline, weights: dict[str, Tensor], own: dict[str, 
         A, B = (weights.get(f"{layer}.lora_{x}.weight") for x in "AB")
         W = own.get(f"{layer}.weight")
         if W is None or B is None or (B.shape[0], A.shape[1], B.shape[1]) != (*W.shape, A.shape[0]):
-            raise ValueError(f"{layer}: the LoRA does not fit pipe.{textspace.part(pipe)}: it is of another model")
+            raise ValueError(f"{layer}: the LoRA does not fit pipe.{families.part(pipe)}: it is of another model")
         alpha = weights.get(f"{layer}.alpha", torch.tensor(float(len(A)))).double()
         found[f"{layer}.weight"] = W.detach().cpu().double() + alpha / len(A) * (B.double() @ A.double())
     return found
@@ -238,14 +238,14 @@ def _merged(pipe: DiffusionPipeline, weights: dict[str, Tensor], own: dict[str, 
 
 def _parameters(pipe: DiffusionPipeline) -> dict[str, Tensor]:
     """The weights of the part that reads the prompt, by name, as they are now."""
-    own = dict(textspace.model(pipe).state_dict())
+    own = dict(families.model(pipe).state_dict())
     if any(weight.is_meta for weight in own.values()):
-        raise ValueError(f"the weights of pipe.{textspace.part(pipe)} are not in memory: do this before any offload")
+        raise ValueError(f"the weights of pipe.{families.part(pipe)} are not in memory: do this before any offload")
     return own
 
 
 def _check(pipe: DiffusionPipeline, weights: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    part = f"pipe.{textspace.part(pipe)}"
+    part = f"pipe.{families.part(pipe)}"
     unknown = [name for name in weights if name not in own]
     if unknown:
         raise ValueError(

@@ -15,14 +15,13 @@ import pandas as pd
 import torch
 from diffusers import DiffusionPipeline
 
-from rece import attacks, methods, metrics, scores, study, textspace
+from rece import attacks, families, methods, metrics, study
 from rece.attacks import Attempts
 from rece.certificate import Certificate, certify
 from rece.draw import draw as draw_shards
 from rece.emoji.world import World
 from rece.eraser import Eraser
 from rece.generate import generate as draw
-from rece.prompts import match_images
 
 ORIGINAL, CONTROL, ANY = "original", "control", "any"
 DRAWN = ["method", "attack", "access", "kind", "source", "own_prompts", "case", "prompt", "asked", "seed", "label"]
@@ -39,7 +38,7 @@ def timer():
 
 def victim(pipe: DiffusionPipeline, eraser: Eraser) -> DiffusionPipeline:
     """A pipeline with the eraser fused into a copy of the part that reads prompts; everything else is shared."""
-    edited, part = copy.copy(pipe), textspace.part(pipe)
+    edited, part = copy.copy(pipe), families.part(pipe)
     edited.register_modules(**{part: copy.deepcopy(getattr(pipe, part))})
     return eraser.apply(edited)
 
@@ -204,7 +203,7 @@ def draw_attempts(
                     continue
                 if method == CONTROL and source == ANY and name != "plain":
                     continue
-                images = _images(evaluate, concept, method, f"{source}-{name}")
+                images = images_folder(evaluate, concept, method, f"{source}-{name}")
                 some, answers = {}, []
                 with timer() as drawing:
                     for batch, pictures in drawn_in_batches(pipe, rows, generate, images, attempts.embeds):
@@ -226,105 +225,13 @@ def draw_attempts(
     return pd.concat(parts[1:], ignore_index=True), shown
 
 
-def preservation(
-    victims: dict[str, DiffusionPipeline], world: World, concept: dict, judge, generate: dict, evaluate: dict
-) -> pd.DataFrame:
-    """What prompts that do not ask for the concept still give, one row per method; of photographs see `kept_sets`.
-
-    object_accuracy and style_accuracy with Wilson intervals; drift: mean absolute pixel difference (0..1) from the
-    original's image of the same prompt and seed; judge_fid and judge_kid: between the method's and the original's
-    images, in the judge's features (compare only within this study; 0 is equal).
-    """
-    if "asked" in concept:
-        return kept_sets(victims, concept, judge, generate, evaluate)
-    others = study.others(world, concept, evaluate["n"], evaluate["seed"])
-    rows, reference = [], None
-    for method, pipe in victims.items():
-        images = draw(pipe, list(others.prompt), list(others.seed), **generate)
-        reference = images if reference is None else reference
-        objects, styles = judge.labels(images)
-        row = {"method": method, "n": len(others)}
-        for kind, right in (("object", objects == others.object), ("style", styles == others["style"])):
-            score = metrics.success(right.to_numpy())
-            row |= {f"{kind}_accuracy": score["rate"], f"{kind}_low": score["low"], f"{kind}_high": score["high"]}
-        row["drift"] = metrics.drift(images, reference).mean_abs
-        row |= {"judge_fid": metrics.fid(images, reference, judge), "judge_kid": metrics.kid(images, reference, judge)}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def kept_sets(
-    victims: dict[str, DiffusionPipeline], concept: dict, judge, generate: dict, evaluate: dict
-) -> pd.DataFrame:
-    """Scores of each method's photographs on the concept's sets of prompts in `kept`: one row per set, method, score.
-
-    Scores, with their settings in evaluate["scores"]: accuracy, how often the judge sees the prompt's own label; clip,
-    the agreement of image and prompt; lpips, the distance from the original model's image of the same prompt and seed;
-    fid, from photographs found by the set's column coco_id in the folder `reference`.
-    Columns: set, method, score, value, low, high (95 %: Wilson for accuracy, normal for means; nan for FID), n.
-    Raises ValueError or FileNotFoundError naming the parameter before anything is drawn.
-    """
-    settings, sets = evaluate["scores"] or {}, {}
-    for name, source in concept.get("kept", {}).items():
-        rows, wanted = study.from_file(source), source["scores"]
-        unknown = sorted(set(wanted) - set(settings))
-        if unknown:
-            raise ValueError(f"kept.{name}: no settings for {unknown[0]!r} in evaluate.scores")
-        if "accuracy" in wanted and judge is None:
-            raise ValueError(f"kept.{name}: accuracy needs a judge: give `judge`, or leave accuracy out")
-        own = [column for column in ("guidance", "width", "height") if column in rows]
-        if evaluate["images"] is None and len(rows[own].drop_duplicates()) > 1:
-            raise ValueError(f"kept.{name}: its rows differ in guidance or size: give a folder as evaluate.images")
-        photographs = None
-        if "fid" in wanted:
-            folder = settings["fid"].get("reference")
-            if folder is None:
-                wanted = [score for score in wanted if score != "fid"]
-            elif "coco_id" not in rows:
-                raise ValueError(f"kept.{name}: fid needs a column coco_id, which {source['file']} lacks")
-            else:
-                photographs = match_images(rows.coco_id, study.root() / folder)
-        sets[name] = rows, wanted, photographs
-    found = []
-    for name, (rows, wanted, photographs) in sets.items():
-        for method in victims:
-
-            def batches(of=method, rows=rows, name=name):
-                return drawn_in_batches(victims[of], rows, generate, _images(evaluate, concept, of, f"kept-{name}"))
-
-            def images(of=method, batches=batches):
-                return (pictures for _, pictures in batches(of))
-
-            for score in wanted:
-                row = {"set": name, "method": method, "score": score, "n": len(rows)}
-                keywords = {key: value for key, value in settings[score].items() if key != "reference"}
-                if score == "accuracy":
-                    answers = [judge.answers(pictures, part.reset_index(drop=True)) for part, pictures in batches()]
-                    right = metrics.success(study.hits(judge, pd.concat(answers, ignore_index=True)))
-                    found.append(row | {"value": right["rate"], "low": right["low"], "high": right["high"]})
-                elif score == "clip":
-                    found.append(row | _mean(scores.clip_score(images(), list(rows.prompt), **keywords)))
-                elif score == "lpips":
-                    found.append(row | _mean(scores.lpips(images(), images(ORIGINAL), **keywords)))
-                else:
-                    reference = scores.reference_batches(photographs, keywords.get("size", 299))
-                    found.append(row | {"value": scores.fid(images(), reference, **keywords)["value"]})
-    return pd.DataFrame(found, columns=["set", "method", "score", "value", "low", "high", "n"])
-
-
-def _images(evaluate: dict, concept: dict, method: str, what: str) -> Path | None:
+def images_folder(evaluate: dict, concept: dict, method: str, what: str) -> Path | None:
     """Where images go: those of the original model's prompts that do not ask for the concept serve all concepts."""
     if evaluate["images"] is None:
         return None
     erased = re.sub(r"\W+", "-", "-".join(concept["erase"]))[:60]
     shared = method == ORIGINAL and what == "kept-coco"
     return Path(evaluate["images"], *([] if shared else [erased]), method, what)
-
-
-def _mean(values: np.ndarray) -> dict:
-    """A mean and its 95 % interval by the normal approximation."""
-    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return {"value": values.mean(), "low": values.mean() - half, "high": values.mean() + half}
 
 
 def frontier(

@@ -1,14 +1,13 @@
 """The text space of a pipeline: which layers read the prompt, and how to encode for them, edit them and restore them.
 
-A family of models reads the prompt on one or two paths: "tokens", the embedding with one row per token, and in some
-families "pooled", one vector for the whole prompt, which is a text space of its own with a single position. FAMILIES
-says which linear layers read each path; every one of them is edited in the same way, W' = W M with the path's own M.
+Every linear layer that reads a path of text ("tokens" or "pooled", see `rece.families`) is edited in the same way,
+W' = W M with the path's own M. The pooled embedding is a text space of its own with a single position.
 """
 
 import inspect
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from diffusers import DiffusionPipeline
@@ -16,72 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rece import solver
-
-PATHS = ("tokens", "pooled")
-
-
-@dataclass(frozen=True)
-class Reader:
-    """How a family reads one path.
-
-    layers: endings of the names of the linear layers. output: which of `encode_prompt`'s results the embedding is.
-    tokenizers: those whose tokens stand in it one after another; none for a pooled embedding. mask: which of the
-    results says what positions are read, if not all are. projected_by: the text encoder whose projection_dim is the
-    number of input columns that are text, if the layers read more than text.
-    """
-
-    layers: tuple[str, ...]
-    output: int
-    tokenizers: tuple[str, ...] = ()
-    mask: int | None = None
-    projected_by: str | None = None
-
-
-@dataclass(frozen=True)
-class Family:
-    """A family of pipelines: the part that holds the model, its class (None: any), and how it reads each path.
-
-    encode: further keywords of `encode_prompt`.
-    """
-
-    part: str
-    model: str | None
-    readers: dict[str, Reader]
-    encode: dict = field(default_factory=lambda: {"do_classifier_free_guidance": False})
-
-
-ATTENTION = (".attn2.to_k", ".attn2.to_v")
-POOLED = (".text_embedder.linear_1",)
-
-# The one place that says which layers read the prompt.
-FAMILIES = {
-    "Stable Diffusion 1.x, 2.x": Family("unet", None, {"tokens": Reader(ATTENTION, 0, ("tokenizer",))}),
-    "Stable Diffusion XL": Family(
-        "unet",
-        None,
-        {
-            "tokens": Reader(ATTENTION, 0, ("tokenizer",)),
-            "pooled": Reader(("add_embedding.linear_1",), 2, projected_by="text_encoder_2"),
-        },
-    ),
-    "Stable Diffusion 3, 3.5": Family(
-        "transformer",
-        "SD3Transformer2DModel",
-        {"tokens": Reader(("context_embedder",), 0, ("tokenizer", "tokenizer_3")), "pooled": Reader(POOLED, 2)},
-        {"do_classifier_free_guidance": False, "prompt_2": None, "prompt_3": None},
-    ),
-    "FLUX.1": Family(
-        "transformer",
-        "FluxTransformer2DModel",
-        {"tokens": Reader(("context_embedder",), 0, ("tokenizer_2",)), "pooled": Reader(POOLED, 1)},
-        {},
-    ),
-    "PixArt-alpha, -sigma": Family(
-        "transformer",
-        "PixArtTransformer2DModel",
-        {"tokens": Reader(("caption_projection.linear_1",), 0, ("tokenizer",), mask=1)},
-    ),
-}
+from rece.families import bare, family, model
 
 KEPT = "_rece_kept"  # attribute of an edited model: its Kept
 
@@ -94,39 +28,6 @@ class Kept:
     weights: dict[str, Tensor]
 
 
-def family(pipe: DiffusionPipeline) -> Family:
-    """The row of FAMILIES that a pipeline belongs to. Raises TypeError, listing what is supported, for any other."""
-    found = None
-    unet, transformer = (getattr(pipe, part, None) for part in ("unet", "transformer"))
-    if hasattr(pipe, "encode_prompt"):
-        if isinstance(unet, torch.nn.Module):
-            xl = getattr(unet.config, "addition_embed_type", None) == "text_time"
-            found = "Stable Diffusion XL" if xl else "Stable Diffusion 1.x, 2.x"
-        elif isinstance(transformer, torch.nn.Module):
-            kind = type(_bare(transformer)).__name__
-            found = next((name for name, one in FAMILIES.items() if one.model == kind), None)
-    if found is None:
-        supported = ", ".join(FAMILIES)
-        kind = type(transformer).__name__ if isinstance(transformer, torch.nn.Module) else type(pipe).__name__
-        raise TypeError(f"pipe must be a text-to-image pipeline of one of {supported}; {kind} is not supported")
-    return FAMILIES[found]
-
-
-def part(pipe: DiffusionPipeline) -> str:
-    """The name of the part that reads the prompt: "unet" or "transformer"."""
-    return family(pipe).part
-
-
-def model(pipe: DiffusionPipeline) -> torch.nn.Module:
-    """The part of the pipeline that reads the prompt embedding. Raises TypeError if there is none."""
-    return getattr(pipe, part(pipe))
-
-
-def paths(pipe: DiffusionPipeline) -> tuple[str, ...]:
-    """The paths on which the pipeline's family reads text: ("tokens",) or ("tokens", "pooled")."""
-    return tuple(family(pipe).readers)
-
-
 def prompt_layers(pipe: DiffusionPipeline, path: str = "tokens") -> dict[str, torch.nn.Linear]:
     """All linear layers that read the prompt on a path, by their module name in the model, in the model's order.
 
@@ -137,7 +38,7 @@ def prompt_layers(pipe: DiffusionPipeline, path: str = "tokens") -> dict[str, to
     if path not in one.readers:
         raise ValueError(f"path must be one of {', '.join(one.readers)} for this pipeline, not {path!r}")
     reader, whole = one.readers[path], getattr(pipe, one.part)
-    if whole is not _bare(whole) or any(getattr(m, "_compiled_call_impl", None) for m in whole.modules()):
+    if whole is not bare(whole) or any(getattr(m, "_compiled_call_impl", None) for m in whole.modules()):
         raise ValueError(f"pipe.{one.part} is compiled: edit the model first and compile it afterwards")
     modules = dict(whole.named_modules())
     layers = {name: module for name, module in modules.items() if name.endswith(reader.layers)}
@@ -261,7 +162,8 @@ def encode_gram(
 def batches(items: list, size: int, progress: bool = True) -> Iterator[list]:
     """The items, `size` of them at a time, with a bar "encode" if they are several batches of more than a second."""
     starts = range(0, len(items), size)
-    for start in tqdm(starts, desc="encode", delay=1, leave=False, disable=len(starts) < 2 or not progress):
+    hidden = {"disable": True} if len(starts) < 2 or not progress else {}  # given as False, TQDM_DISABLE were ignored
+    for start in tqdm(starts, desc="encode", delay=1, leave=False, **hidden):
         yield items[start : start + size]
 
 
@@ -380,7 +282,7 @@ def restore(pipe: DiffusionPipeline) -> None:
     kept = getattr(whole, KEPT, None)
     if kept is None:
         raise ValueError("the pipeline carries no eraser: there is nothing to remove")
-    layers = dict(_bare(whole).named_modules())
+    layers = dict(bare(whole).named_modules())
     for name, weight in kept.weights.items():
         weight_of(layers[name]).copy_(weight)
     delattr(whole, KEPT)
@@ -395,11 +297,6 @@ def originals(pipe: DiffusionPipeline, path: str = "tokens") -> dict[str, Tensor
     layers = prompt_layers(pipe, path)
     before = {} if kept is None else kept.weights
     return {name: before.get(name, weight_of(layer).detach())[:, :d] for name, layer in layers.items()}
-
-
-def _bare(whole: torch.nn.Module) -> torch.nn.Module:
-    """The module inside of what torch.compile returns."""
-    return getattr(whole, "_orig_mod", whole)
 
 
 def _segments(pipe: DiffusionPipeline, path: str) -> list[tuple[int, int, object]]:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import rece
-from rece import export, textspace
+from rece import export, families, textspace
 
 MAKERS = [tiny.sd, tiny.sdxl, tiny.sd3, tiny.flux, tiny.pixart]
 
@@ -28,7 +28,7 @@ def images(pipe, prompt="a dog"):
 
 
 def state(pipe):
-    return {name: p.detach().clone() for name, p in textspace.model(pipe).state_dict().items()}
+    return {name: p.detach().clone() for name, p in families.model(pipe).state_dict().items()}
 
 
 def assert_same(now, before):
@@ -53,7 +53,7 @@ def test_weights_are_the_edited_layers_and_load_without_our_code(make, tmp_path)
     changed = [name for name in before if not torch.equal(fused[name], before[name])]
     assert sorted(found) == sorted(changed)
     plain = make()
-    loaded = textspace.model(plain).load_state_dict(found, strict=False)
+    loaded = families.model(plain).load_state_dict(found, strict=False)
     assert loaded.unexpected_keys == [] and len(loaded.missing_keys) == len(before) - len(found)
     assert_same(state(plain), fused)
     assert path.read_bytes() == (tmp_path / "applied.safetensors").read_bytes()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import rece
-from rece import erasing, solver, textspace
+from rece import erasing, families, solver, textspace
 
 FAMILIES = {
     "sd": tiny.sd,
@@ -66,7 +66,7 @@ def mapped(pipe, prompt, eraser):
 
 def test_the_table_names_exactly_the_layers_that_read_the_prompt(any_pipe):
     """Every linear layer whose input holds the embedding, as it is seen while a picture is drawn."""
-    whole, seen = textspace.model(any_pipe), {path: set() for path in textspace.paths(any_pipe)}
+    whole, seen = families.model(any_pipe), {path: set() for path in families.paths(any_pipe)}
     given = mapped(any_pipe, "a big dog", _identity(any_pipe))
     texts = {"tokens": given["prompt_embeds"], "pooled": given.get("pooled_prompt_embeds")}
     del given["prompt_embeds"]
@@ -92,13 +92,13 @@ def test_the_table_names_exactly_the_layers_that_read_the_prompt(any_pipe):
 
 
 def _identity(pipe):
-    pooled = torch.eye(textspace.width(pipe, "pooled")) if "pooled" in textspace.paths(pipe) else None
+    pooled = torch.eye(textspace.width(pipe, "pooled")) if "pooled" in families.paths(pipe) else None
     return rece.Eraser(torch.eye(textspace.width(pipe)), pooled=pooled)
 
 
 def test_fused_is_the_same_model_as_mapped_prompts(any_pipe):
     eraser = rece.erase(any_pipe, "dog", **NUMBERS)
-    assert (eraser.pooled is None) == ("pooled" not in textspace.paths(any_pipe))
+    assert (eraser.pooled is None) == ("pooled" not in families.paths(any_pipe))
     plain, mapped_images = call(any_pipe, prompt="a big dog"), call(any_pipe, **mapped(any_pipe, "a big dog", eraser))
     eraser.apply(any_pipe)
     fused = call(any_pipe, prompt="a big dog")
@@ -110,13 +110,13 @@ def test_fused_is_the_same_model_as_mapped_prompts(any_pipe):
 
 
 def test_removing_restores_every_bit(any_pipe):
-    before = copy.deepcopy(textspace.model(any_pipe).state_dict())
+    before = copy.deepcopy(families.model(any_pipe).state_dict())
     eraser = rece.erase(any_pipe, "dog", **NUMBERS).apply(any_pipe)
-    changed = {name for name, weight in textspace.model(eraser).state_dict().items() if not weight.equal(before[name])}
-    layers = {f"{n}.weight" for path in textspace.paths(any_pipe) for n in textspace.prompt_layers(any_pipe, path)}
+    changed = {name for name, weight in families.model(eraser).state_dict().items() if not weight.equal(before[name])}
+    layers = {f"{n}.weight" for path in families.paths(any_pipe) for n in textspace.prompt_layers(any_pipe, path)}
     assert changed == layers
     textspace.restore(any_pipe)
-    for name, weight in textspace.model(any_pipe).state_dict().items():
+    for name, weight in families.model(any_pipe).state_dict().items():
         assert weight.equal(before[name])
 
 
@@ -187,7 +187,7 @@ def test_every_path_is_the_literal_algorithm(any_pipe, concepts, by_rows, reg, m
     monkeypatch.setattr(erasing, "BY_ROWS", by_rows)
     any_pipe.to(torch.float64)
     eraser = rece.erase(any_pipe, concepts, target="a cat", preserve=["sun"], reg=reg, **NUMBERS)
-    for path in textspace.paths(any_pipe):
+    for path in families.paths(any_pipe):
         embed, match, aligned = encoded(any_pipe, path)
         originals = list(textspace.originals(any_pipe, path).values())
         pairs = [match(concept, "a cat") for concept in concepts]
@@ -266,8 +266,8 @@ def test_a_lora_is_the_same_model(any_pipe, tmp_path):
     plain = call(any_pipe, prompt="a big dog")
     eraser.save_lora(tmp_path)
     tensors = load_file(tmp_path / "pytorch_lora_weights.safetensors")
-    layers = {n for path in textspace.paths(any_pipe) for n in textspace.prompt_layers(any_pipe, path)}
-    assert set(tensors) == {f"{textspace.part(any_pipe)}.{n}.lora_{x}.weight" for n in layers for x in "AB"}
+    layers = {n for path in families.paths(any_pipe) for n in textspace.prompt_layers(any_pipe, path)}
+    assert set(tensors) == {f"{families.part(any_pipe)}.{n}.lora_{x}.weight" for n in layers for x in "AB"}
     assert len({t.shape[0] for n, t in tensors.items() if "lora_A" in n}) == 1  # one rank for all
     fused = call(eraser.apply(any_pipe), prompt="a big dog")
     eraser.remove(any_pipe)
@@ -318,7 +318,7 @@ def test_weights_in_a_sequential_offload_are_edited_where_they_are_kept(any_pipe
     eraser = rece.erase(any_pipe, "dog", **NUMBERS)
     fused = call(eraser.apply(any_pipe), prompt="a dog")
     plain = call(eraser.remove(any_pipe), prompt="a dog")
-    cpu_offload(textspace.model(any_pipe), execution_device=torch.device("cpu"))
+    cpu_offload(families.model(any_pipe), execution_device=torch.device("cpu"))
     assert next(iter(textspace.prompt_layers(any_pipe).values())).weight.is_meta
     again = rece.erase(any_pipe, "dog", **NUMBERS)
     assert again.map.equal(eraser.map)
@@ -332,7 +332,7 @@ def test_weights_spread_over_devices_by_hooks_are_edited_in_place(any_pipe):
     eraser = rece.erase(any_pipe, "dog", **NUMBERS)
     fused = call(eraser.apply(any_pipe), prompt="a dog")
     eraser.remove(any_pipe)
-    whole = textspace.model(any_pipe)
+    whole = families.model(any_pipe)
     parts = [name for name, _ in (*whole.named_children(), *whole.named_parameters(recurse=False))]
     dispatch_model(whole, dict.fromkeys(parts, "cpu"), force_hooks=True)
     assert_close(call(eraser.apply(any_pipe), prompt="a dog"), fused, atol=0, rtol=0)
@@ -359,7 +359,7 @@ def test_fused_projections_are_refused(pipe):
 @pytest.mark.parametrize("whole", [True, False])
 def test_compiled_models_are_refused_and_can_be_restored(any_pipe, whole):
     eraser = rece.erase(any_pipe, "dog", **NUMBERS)
-    part, before = textspace.part(any_pipe), textspace.originals(any_pipe)
+    part, before = families.part(any_pipe), textspace.originals(any_pipe)
     before = {name: weight.clone() for name, weight in before.items()}
     inner = getattr(any_pipe, part)
     eraser.apply(any_pipe)
@@ -404,7 +404,7 @@ def test_pooled_maps_that_do_not_fit_are_refused_before_any_change(xl):
 def test_the_pooled_weights_that_read_no_text_are_left_alone(xl):
     before = xl.unet.add_embedding.linear_1.weight.clone()
     eraser = rece.erase(xl, "dog", **NUMBERS).apply(xl)
-    after = textspace.model(eraser).add_embedding.linear_1.weight
+    after = families.model(eraser).add_embedding.linear_1.weight
     assert not torch.equal(after[:, :32], before[:, :32]) and torch.equal(after[:, 32:], before[:, 32:])
 
 

@@ -28,7 +28,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 import rece
 from rece import draw as drawing
-from rece import judges, methods, metrics, store, study, tables
+from rece import judges, methods, metrics, preservation, store, study, tables
 from rece import stages as running
 from rece.__main__ import main
 from rece.attacks import Attempts
@@ -596,7 +596,7 @@ def test_accuracy_is_of_each_rows_own_label(tmp_path, pipe):
         spec["kept"] = {"others": source}
         for number, share in ((0, 1 / 3), (2, 0), (7, 1 / 3)):
             judge = Classifier(resnet(tmp_path / "resnet", always=number))
-            table = running.kept_sets({"original": pipe}, spec, judge, GENERATE, evaluation(folder, accuracy={}))
+            table = preservation.kept_sets({"original": pipe}, spec, judge, GENERATE, evaluation(folder, accuracy={}))
             (row,) = table.to_dict("records")
             assert (row["value"], row["n"], row["score"], row["set"]) == (share, 3, "accuracy", "others")
             assert (row["low"], row["high"]) == metrics.wilson(round(3 * share), 3)
@@ -623,7 +623,7 @@ def test_objects_count_whatever_the_capitals(tmp_path, pipe):
 def test_clip_scores_are_means_with_normal_intervals(tmp_path, pipe):
     clip, victims = tiny_clip(tmp_path / "clip"), victims_of(pipe)
     source = kept(tmp_path, "coco", ["a dog", "the moon", "a red car by the sea", "x", "a man"], ["clip"])
-    table = running.kept_sets(
+    table = preservation.kept_sets(
         victims, {"erase": ["dog"], "kept": {"coco": source}}, None, GENERATE, evaluation(clip={"model": str(clip)})
     )
     model, processor = CLIPModel.from_pretrained(clip).eval(), CLIPImageProcessor.from_pretrained(clip)
@@ -652,7 +652,7 @@ def test_lpips_is_from_the_originals_images(tmp_path, pipe, monkeypatch):
     common = (victims, {"erase": ["dog"], "kept": {"own": source}}, None, GENERATE)
     settings = PARAMS["evaluate"]["scores"]["lpips"]
     one, two = (
-        running.kept_sets(*common, evaluation(folder, lpips=settings)) for folder in (None, tmp_path / "images")
+        preservation.kept_sets(*common, evaluation(folder, lpips=settings)) for folder in (None, tmp_path / "images")
     )
     pd.testing.assert_frame_equal(one, two)
     made, before = (
@@ -682,7 +682,7 @@ def test_fid_is_from_the_photographs_of_the_same_ids(tmp_path, pipe, photographs
     source = kept(tmp_path, "coco", ["a", "b", "c"], ["fid"], coco_id=[203564, 3, 42])
     spec = {"erase": ["dog"], "kept": {"coco": source}}
     settings = {"reference": str(photographs), "size": 24, "resize": "bicubic"}
-    table = running.kept_sets({"original": pipe}, spec, None, GENERATE, evaluation(fid=settings))
+    table = preservation.kept_sets({"original": pipe}, spec, None, GENERATE, evaluation(fid=settings))
     assert table[["low", "high"]].isna().all(axis=None) and list(table.n) == [3]
     real, made = [], []
     for number in (3, 42, 203564):
@@ -702,7 +702,7 @@ def test_without_photographs_fid_is_left_out_and_the_rest_stays(tmp_path, pipe, 
     source = kept(tmp_path, "coco", ["a", "b"], ["clip", "fid"], coco_id=[1, 2])
     spec = {"erase": ["dog"], "kept": {"coco": source}}
     for settings in ({"reference": None, "size": 299}, {}):
-        table = running.kept_sets({"original": pipe}, spec, None, GENERATE, evaluation(clip={}, fid=settings))
+        table = preservation.kept_sets({"original": pipe}, spec, None, GENERATE, evaluation(clip={}, fid=settings))
         assert list(table.score) == ["clip"]
 
 
@@ -731,7 +731,7 @@ def test_what_is_missing_is_told_before_anything_is_drawn(tmp_path, pipe, photog
     judge = settings.pop("judge")
     sets = {"coco": source} if judge is None else {"first": first, "coco": source}
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        running.kept_sets({"original": pipe}, {"erase": ["dog"], "kept": sets}, judge, GENERATE, settings)
+        preservation.kept_sets({"original": pipe}, {"erase": ["dog"], "kept": sets}, judge, GENERATE, settings)
     assert "\n" not in str(error.value)
 
 
@@ -741,7 +741,7 @@ def test_the_originals_photographs_serve_all_concepts(tmp_path, pipe, spy, monke
     values = []
     for concept in ("dog", "cat"):
         victims, spec = victims_of(pipe, concept), {"erase": [concept], "kept": {"coco": source}}
-        table = running.kept_sets(victims, spec, None, GENERATE, evaluation(tmp_path / "images", clip={}))
+        table = preservation.kept_sets(victims, spec, None, GENERATE, evaluation(tmp_path / "images", clip={}))
         values.append(table.set_index("method").value)
     assert len(spy) == 2 + 2 * 2  # the original's once, each eraser's
     assert values[0].original == values[1].original and values[0].uce != values[1].uce
@@ -768,7 +768,7 @@ def test_the_command_fills_the_folders_that_the_evaluation_finds(tmp_path, spy, 
     attacked(tmp_path, spec, victims, attack)
     scores = evaluation(tmp_path / "images", clip={})
     running.draw_attempts(victims, tmp_path, attack, WORLD, spec, Bright(), GENERATE, scores)
-    table = running.kept_sets(victims, spec, None, GENERATE, scores)
+    table = preservation.kept_sets(victims, spec, None, GENERATE, scores)
     assert len(spy) == 5 + 5 and list(table.method) == ["original", "rece"]  # the original's alone were missing
 
 
@@ -831,7 +831,7 @@ def test_an_artist_without_a_judge(tmp_path, pipe, monkeypatch):
     attacked(tmp_path / "attempts", spec, victims, PARAMS["attack"])
     assert [path.stem for path in (tmp_path / "attempts").glob("*.safetensors")] == ["any-plain"]
     scores = evaluation(tmp_path / "images", lpips=PARAMS["evaluate"]["scores"]["lpips"])
-    table = running.preservation(victims, WORLD, spec, None, GENERATE, scores)
+    table = preservation.measure(victims, WORLD, spec, None, GENERATE, scores)
     assert table.groupby("set").n.first().to_dict() == {"erased": 2, "unerased": 2}
     assert set(table.method) == {"original", "uce", "rece"} and (table[table.method != "original"].value > 0).all()
     assert {path.parts[-3] for path in (tmp_path / "images").rglob("plan.json")} <= {"original", "uce", "rece"}

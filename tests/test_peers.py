@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import rece
-from rece import export, peers, solver, textspace
+from rece import export, families, peers, solver, textspace
 
 K, V = ".attn2.to_k", ".attn2.to_v"
 
 
 def weights(pipe):
-    return {name: p.detach().clone() for name, p in textspace.model(pipe).state_dict().items()}
+    return {name: p.detach().clone() for name, p in families.model(pipe).state_dict().items()}
 
 
 def by_the_literal_method(pipe, concepts, rounds):
@@ -86,12 +86,12 @@ def test_every_family_with_its_pooled_path(make):
     found = peers.recover(pipe, edited(pipe, eraser))
     assert found.exact and found.residual < 1e-4 and found.unexplained == []
     assert (found.eraser.pooled is None) == (eraser.pooled is None)
-    for path in textspace.paths(pipe):
+    for path in families.paths(pipe):
         made, known = (e.map if path == "tokens" else e.pooled for e in (found.eraser, eraser))
         for W in textspace.originals(pipe, path).values():
             W = solver.precise(W)
             assert (W @ made - W @ known).norm() <= 1e-4 * (W @ known - W).norm()
-    assert set(found.layers.path) == set(textspace.paths(pipe))
+    assert set(found.layers.path) == set(families.paths(pipe))
 
 
 def test_of_many_maps_the_one_of_least_change_is_taken():
@@ -285,7 +285,7 @@ def test_a_lora_of_ours_is_recovered_as_the_eraser_it_was(family, tmp_path):
     with pytest.warns(UserWarning, match="off all"):
         found = peers.recover(pipe, tmp_path / "pytorch_lora_weights.safetensors")
     assert found.exact and found.residual < 1e-5 and not found.unexplained
-    for path in textspace.paths(pipe):
+    for path in families.paths(pipe):
         mine, theirs = ((e.map, e.pooled)[path == "pooled"] for e in (eraser, found.eraser))
         for W in textspace.originals(pipe, path).values():
             change = W.double() @ mine - W.double()

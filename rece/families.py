@@ -1,0 +1,114 @@
+"""Model families: which layers of a pipeline's model read the prompt, in one table.
+
+A family reads the prompt on one or two paths: "tokens", the embedding with one row per token, and in some families
+"pooled", one vector for the whole prompt.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from diffusers import DiffusionPipeline
+
+PATHS = ("tokens", "pooled")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a family reads one path.
+
+    layers: endings of the names of the linear layers. output: which of `encode_prompt`'s results the embedding is.
+    tokenizers: those whose tokens stand in it one after another; none for a pooled embedding. mask: which of the
+    results says what positions are read, if not all are. projected_by: the text encoder whose projection_dim is the
+    number of input columns that are text, if the layers read more than text.
+    """
+
+    layers: tuple[str, ...]
+    output: int
+    tokenizers: tuple[str, ...] = ()
+    mask: int | None = None
+    projected_by: str | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of pipelines: the part that holds the model, its class (None: any), and how it reads each path.
+
+    encode: further keywords of `encode_prompt`.
+    """
+
+    part: str
+    model: str | None
+    readers: dict[str, Reader]
+    encode: dict = field(default_factory=lambda: {"do_classifier_free_guidance": False})
+
+
+ATTENTION = (".attn2.to_k", ".attn2.to_v")
+POOLED = (".text_embedder.linear_1",)
+
+# The one place that says which layers read the prompt.
+FAMILIES = {
+    "Stable Diffusion 1.x, 2.x": Family("unet", None, {"tokens": Reader(ATTENTION, 0, ("tokenizer",))}),
+    "Stable Diffusion XL": Family(
+        "unet",
+        None,
+        {
+            "tokens": Reader(ATTENTION, 0, ("tokenizer",)),
+            "pooled": Reader(("add_embedding.linear_1",), 2, projected_by="text_encoder_2"),
+        },
+    ),
+    "Stable Diffusion 3, 3.5": Family(
+        "transformer",
+        "SD3Transformer2DModel",
+        {"tokens": Reader(("context_embedder",), 0, ("tokenizer", "tokenizer_3")), "pooled": Reader(POOLED, 2)},
+        {"do_classifier_free_guidance": False, "prompt_2": None, "prompt_3": None},
+    ),
+    "FLUX.1": Family(
+        "transformer",
+        "FluxTransformer2DModel",
+        {"tokens": Reader(("context_embedder",), 0, ("tokenizer_2",)), "pooled": Reader(POOLED, 1)},
+        {},
+    ),
+    "PixArt-alpha, -sigma": Family(
+        "transformer",
+        "PixArtTransformer2DModel",
+        {"tokens": Reader(("caption_projection.linear_1",), 0, ("tokenizer",), mask=1)},
+    ),
+}
+
+
+def family(pipe: DiffusionPipeline) -> Family:
+    """The row of FAMILIES that a pipeline belongs to. Raises TypeError, listing what is supported, for any other."""
+    found = None
+    unet, transformer = (getattr(pipe, part, None) for part in ("unet", "transformer"))
+    if hasattr(pipe, "encode_prompt"):
+        if isinstance(unet, torch.nn.Module):
+            xl = getattr(unet.config, "addition_embed_type", None) == "text_time"
+            found = "Stable Diffusion XL" if xl else "Stable Diffusion 1.x, 2.x"
+        elif isinstance(transformer, torch.nn.Module):
+            kind = type(bare(transformer)).__name__
+            found = next((name for name, one in FAMILIES.items() if one.model == kind), None)
+    if found is None:
+        supported = ", ".join(FAMILIES)
+        kind = type(transformer).__name__ if isinstance(transformer, torch.nn.Module) else type(pipe).__name__
+        raise TypeError(f"pipe must be a text-to-image pipeline of one of {supported}; {kind} is not supported")
+    return FAMILIES[found]
+
+
+def part(pipe: DiffusionPipeline) -> str:
+    """The name of the part that reads the prompt: "unet" or "transformer"."""
+    return family(pipe).part
+
+
+def model(pipe: DiffusionPipeline) -> torch.nn.Module:
+    """The part of the pipeline that reads the prompt embedding. Raises TypeError if there is none."""
+    return getattr(pipe, part(pipe))
+
+
+def paths(pipe: DiffusionPipeline) -> tuple[str, ...]:
+    """The paths on which the pipeline's family reads text: ("tokens",) or ("tokens", "pooled")."""
+    return tuple(family(pipe).readers)
+
+
+def bare(whole: torch.nn.Module) -> torch.nn.Module:
+    """The module inside of what torch.compile returns."""
+    return getattr(whole, "_orig_mod", whole)

@@ -1,0 +1,104 @@
+"""What an eraser leaves as it was: prompts that do not ask for the concept, drawn by every method and scored."""
+
+import numpy as np
+import pandas as pd
+from diffusers import DiffusionPipeline
+
+from rece import metrics, scores, study
+from rece.emoji.world import World
+from rece.generate import generate as draw
+from rece.prompts import match_images
+from rece.stages import ORIGINAL, drawn_in_batches, images_folder
+
+
+def measure(
+    victims: dict[str, DiffusionPipeline], world: World, concept: dict, judge, generate: dict, evaluate: dict
+) -> pd.DataFrame:
+    """What prompts that do not ask for the concept still give, one row per method; of photographs see `kept_sets`.
+
+    object_accuracy and style_accuracy with Wilson intervals; drift: mean absolute pixel difference (0..1) from the
+    original's image of the same prompt and seed; judge_fid and judge_kid: between the method's and the original's
+    images, in the judge's features (compare only within this study; 0 is equal).
+    """
+    if "asked" in concept:
+        return kept_sets(victims, concept, judge, generate, evaluate)
+    others = study.others(world, concept, evaluate["n"], evaluate["seed"])
+    rows, reference = [], None
+    for method, pipe in victims.items():
+        images = draw(pipe, list(others.prompt), list(others.seed), **generate)
+        reference = images if reference is None else reference
+        objects, styles = judge.labels(images)
+        row = {"method": method, "n": len(others)}
+        for kind, right in (("object", objects == others.object), ("style", styles == others["style"])):
+            score = metrics.success(right.to_numpy())
+            row |= {f"{kind}_accuracy": score["rate"], f"{kind}_low": score["low"], f"{kind}_high": score["high"]}
+        row["drift"] = metrics.drift(images, reference).mean_abs
+        row |= {"judge_fid": metrics.fid(images, reference, judge), "judge_kid": metrics.kid(images, reference, judge)}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def kept_sets(
+    victims: dict[str, DiffusionPipeline], concept: dict, judge, generate: dict, evaluate: dict
+) -> pd.DataFrame:
+    """Scores of each method's photographs on the concept's sets of prompts in `kept`: one row per set, method, score.
+
+    Scores, with their settings in evaluate["scores"]: accuracy, how often the judge sees the prompt's own label; clip,
+    the agreement of image and prompt; lpips, the distance from the original model's image of the same prompt and seed;
+    fid, from photographs found by the set's column coco_id in the folder `reference`.
+    Columns: set, method, score, value, low, high (95 %: Wilson for accuracy, normal for means; nan for FID), n.
+    Raises ValueError or FileNotFoundError naming the parameter before anything is drawn.
+    """
+    settings, sets = evaluate["scores"] or {}, {}
+    for name, source in concept.get("kept", {}).items():
+        rows, wanted = study.from_file(source), source["scores"]
+        unknown = sorted(set(wanted) - set(settings))
+        if unknown:
+            raise ValueError(f"kept.{name}: no settings for {unknown[0]!r} in evaluate.scores")
+        if "accuracy" in wanted and judge is None:
+            raise ValueError(f"kept.{name}: accuracy needs a judge: give `judge`, or leave accuracy out")
+        own = [column for column in ("guidance", "width", "height") if column in rows]
+        if evaluate["images"] is None and len(rows[own].drop_duplicates()) > 1:
+            raise ValueError(f"kept.{name}: its rows differ in guidance or size: give a folder as evaluate.images")
+        photographs = None
+        if "fid" in wanted:
+            folder = settings["fid"].get("reference")
+            if folder is None:
+                wanted = [score for score in wanted if score != "fid"]
+            elif "coco_id" not in rows:
+                raise ValueError(f"kept.{name}: fid needs a column coco_id, which {source['file']} lacks")
+            else:
+                photographs = match_images(rows.coco_id, study.root() / folder)
+        sets[name] = rows, wanted, photographs
+    found = []
+    for name, (rows, wanted, photographs) in sets.items():
+        for method in victims:
+
+            def batches(of=method, rows=rows, name=name):
+                folder = images_folder(evaluate, concept, of, f"kept-{name}")
+                return drawn_in_batches(victims[of], rows, generate, folder)
+
+            def images(of=method, batches=batches):
+                return (pictures for _, pictures in batches(of))
+
+            for score in wanted:
+                row = {"set": name, "method": method, "score": score, "n": len(rows)}
+                keywords = {key: value for key, value in settings[score].items() if key != "reference"}
+                if score == "accuracy":
+                    answers = [judge.answers(pictures, part.reset_index(drop=True)) for part, pictures in batches()]
+                    right = metrics.success(study.hits(judge, pd.concat(answers, ignore_index=True)))
+                    found.append(row | {"value": right["rate"], "low": right["low"], "high": right["high"]})
+                elif score == "clip":
+                    found.append(row | _mean(scores.clip_score(images(), list(rows.prompt), **keywords)))
+                elif score == "lpips":
+                    found.append(row | _mean(scores.lpips(images(), images(ORIGINAL), **keywords)))
+                else:
+                    reference = scores.reference_batches(photographs, keywords.get("size", 299))
+                    found.append(row | {"value": scores.fid(images(), reference, **keywords)["value"]})
+    return pd.DataFrame(found, columns=["set", "method", "score", "value", "low", "high", "n"])
+
+
+def _mean(values: np.ndarray) -> dict:
+    """A mean and its 95 % interval by the normal approximation."""
+    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return {"value": values.mean(), "low": values.mean() - half, "high": values.mean() + half}
