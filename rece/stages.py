@@ -69,8 +69,9 @@ def budgets(attack: dict, concept: dict | None = None) -> dict[str, dict]:
     """The attacks to run and their budgets, by the section `attack` of params.yaml: quick or full.
 
     A budget may hold, beside the attack's own keywords, `attack` (which attack it is, if its name is another), `n` (on
-    how many of the prompts it is run) and `control` (whether it is run on the control too). If the concept asks for
-    more than one set of prompts, the others are drawn as they are, under the name plain_<set>.
+    how many of the prompts it is run) and `control` (whether it is run on the control too). A concept may name the
+    `attacks` it wants. If it asks for more than one set of prompts, the others are drawn as they are, under the name
+    plain_<set>.
     """
     concept = concept or {}
     found = attack[attack["budget"]]
@@ -154,7 +155,7 @@ def drawn_in_batches(
         given = {name: value for name, value in zip(own, kind, strict=True) if not pd.isna(value)}
         given = {name: float(value) if name == "guidance" else int(value) for name, value in given.items()}
         texts = list(part.prompt) if embeds is None else None
-        some = None if embeds is None else embeds[part.index.to_numpy()]
+        some = None if embeds is None else embeds[part.index.to_list()]
         yield part, draw(pipe, texts, list(part.seed), embeds=some, **generate | given)
 
 
