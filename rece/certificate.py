@@ -75,10 +75,8 @@ def certify(
     everything. Raises ValueError or TypeError naming the parameter, for an eraser of another width, or for a pipeline
     whose prompt embedding is not the output of one final LayerNorm (SDXL). Source: ours.
     """
-    concepts = [concept] if isinstance(concept, str) else list(concept)
+    concepts = textspace.concepts_of(concept)
     targets = [target] * len(concepts) if isinstance(target, str) else list(target)
-    if not concepts or not all(isinstance(text, str) and text.strip() for text in concepts):
-        raise ValueError("concept must be a text, or a list of texts, none of them empty")
     if len(targets) != len(concepts):
         raise ValueError(
             f"target must be one text or one per concept, not {len(targets)} for {len(concepts)} concepts"

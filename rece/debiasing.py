@@ -55,9 +55,7 @@ def debias(
     """
     settings = {name: value for name, value in locals().items() if name not in ("pipe", "concept", "labels")}
     settings.pop("progress")
-    concepts = [concept] if isinstance(concept, str) else list(concept)
-    if not concepts or not all(isinstance(text, str) and text.strip() for text in concepts):
-        raise ValueError("concept must be a text, or a list of texts, none of them empty")
+    concepts = textspace.concepts_of(concept)
     if isinstance(attributes, str) or len(set(attributes)) < 2:
         raise ValueError("attributes must be a list of two different texts or more")
     wanted = np.full(len(attributes), 1 / len(attributes)) if desired is None else np.asarray(desired, float)

@@ -16,6 +16,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import diffusers
@@ -175,11 +176,8 @@ def _hash(tensor: Tensor) -> str:
 
 
 def _alike(table: pd.DataFrame, rows: list[int]) -> list[list[int]]:
-    """The rows by guidance and size."""
-    groups: dict[tuple, list[int]] = {}
-    for row in rows:
-        groups.setdefault(_kind(table.iloc[row]), []).append(row)
-    return list(groups.values())
+    """The rows of a shard by guidance and size, which the plan has put together."""
+    return [list(group) for _, group in groupby(rows, key=lambda row: _kind(table.iloc[row]))]
 
 
 def _kind(row: pd.Series) -> tuple[float, int | None, int | None]:

@@ -101,13 +101,19 @@ class Eraser:
 
         Raises ValueError if the pipeline carries no eraser, or another one.
         """
-        if textspace.fused(pipe) is not None:
-            for path, map in {"tokens": self.map, "pooled": self.pooled}.items():
-                carried = textspace.fused(pipe, path)
-                if (carried is None) != (map is None) or (map is not None and not torch.equal(carried, map)):
-                    raise ValueError("the pipeline carries another eraser: remove that one")
+        self.carried_by(pipe)
         textspace.restore(pipe)
         return pipe
+
+    def carried_by(self, pipe: DiffusionPipeline) -> bool:
+        """Whether the pipeline carries this eraser. Raises ValueError if it carries another one."""
+        if textspace.fused(pipe) is None:
+            return False
+        for path, map in {"tokens": self.map, "pooled": self.pooled}.items():
+            carried = textspace.fused(pipe, path)
+            if (carried is None) != (map is None) or (map is not None and not torch.equal(carried, map)):
+                raise ValueError("the pipeline carries another eraser: remove that one")
+        return True
 
     def save(self, path: str | Path, history: bool = False) -> None:
         """Write the map, float64, and the provenance to a safetensors file, whole or not at all.

@@ -87,9 +87,7 @@ def erase(
     Source: RECE (arXiv 2407.12383), UCE (arXiv 2308.14761) and RECE's official code; solved through one map (ours).
     """
     settings = {name: value for name, value in locals().items() if name not in ("pipe", "concept", "progress")}
-    concepts = _texts(concept, "concept")
-    if not concepts or not all(text.strip() for text in concepts):
-        raise ValueError("concept must be a text, or a list of texts, none of them empty")
+    concepts = textspace.concepts_of(_texts(concept, "concept"))
     targets = [target] * len(concepts) if isinstance(target, str) else _texts(target, "target")
     if len(targets) != len(concepts):
         raise ValueError(

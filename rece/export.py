@@ -20,18 +20,14 @@ def applied(eraser: Eraser, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeli
 
     Raises ValueError if it carries another eraser.
     """
-    carried = {path: textspace.fused(pipe, path) for path in families.paths(pipe)}
-    if all(map is None for map in carried.values()):
-        eraser.apply(pipe)
-        try:
-            yield pipe
-        finally:
-            eraser.remove(pipe)
+    if eraser.carried_by(pipe):
+        yield pipe
         return
-    for map, own in ((carried["tokens"], eraser.map), (carried.get("pooled"), eraser.pooled)):
-        if (map is None) != (own is None) or (own is not None and not torch.equal(map, own)):
-            raise ValueError("the pipeline carries another eraser: remove that one")
-    yield pipe
+    eraser.apply(pipe)
+    try:
+        yield pipe
+    finally:
+        eraser.remove(pipe)
 
 
 def save_weights(eraser: Eraser, pipe: DiffusionPipeline, path: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -1,5 +1,6 @@
 """Files and folders that are whole or not there, and the same bits for the same content."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -66,6 +67,16 @@ def replacing_folder(folder: str | Path) -> Iterator[Path]:
             os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def sha256(*paths: str | Path) -> str:
+    """The sha256, in hex, of a file, or of several one after the other. Reads a block at a time."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _sorted(data: bytes) -> bytes:

@@ -11,6 +11,8 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from rece import images as form
+
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
     """The 95 % Wilson score interval (low, high) of a rate of `successes` in `n` independent trials.
@@ -120,8 +122,6 @@ def _filled(metric, images: np.ndarray, original: np.ndarray, batch_size: int):
 
 
 def _check(images: np.ndarray, name: str) -> None:
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        form = f"{getattr(images, 'dtype', type(images).__name__)} {getattr(images, 'shape', '')}"
-        raise ValueError(f"{name} must be a uint8 array of shape (n, height, width, 3), not {form}")
+    form.check(images, name)
     if not len(images):
         raise ValueError(f"{name} is empty")

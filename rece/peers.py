@@ -5,7 +5,6 @@ a LoRA holds the change alone. If the edit is one matrix for all layers that rea
 the matrix can be found again; and whether it was one is measured.
 """
 
-import hashlib
 import pickle
 import warnings
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rece import erasing, families, solver, textspace
+from rece import erasing, families, files, solver, textspace
 from rece.eraser import Eraser
 
 TOLERANCE = 0.05  # of recover: published code inverts in float32, which leaves about 0.01; training leaves 0.9
@@ -96,7 +95,7 @@ def apply_weights(pipe: DiffusionPipeline, weights: dict[str, Tensor]) -> dict[s
     Raises ValueError, and changes nothing, on unknown names, other shapes, values too large for the model's dtype, or
     a pipeline that carries an eraser.
     """
-    if any(textspace.fused(pipe, path) is not None for path in families.paths(pipe)):
+    if textspace.fused(pipe) is not None:
         raise ValueError("the pipeline carries an eraser: remove it before loading weights")
     own = _parameters(pipe)
     weights = _merged(pipe, weights, own)
@@ -133,12 +132,12 @@ def recover(
     if not isinstance(weights, dict):
         path = Path(weights)
         weights = read_weights(path)
-        source = {"file": path.name, "sha256": _sha256(path)}
+        source = {"file": path.name, "sha256": files.sha256(path)}
     solver.positive(tolerance, "tolerance", or_zero=True)
     own = _parameters(pipe)
     layers = {path: textspace.originals(pipe, path) for path in families.paths(pipe)}
     whole = {f"{name}.weight" for read in layers.values() for name in read}
-    weights = _merged(pipe, weights, own | {f"{n}.weight": W for n, W in layers["tokens"].items()})
+    weights = _merged(pipe, weights, own)
     _check(pipe, weights, own)
     unchanged, unexplained = [], []
     for name, weight in weights.items():
@@ -237,8 +236,11 @@ def _merged(pipe: DiffusionPipeline, weights: dict[str, Tensor], own: dict[str, 
 
 
 def _parameters(pipe: DiffusionPipeline) -> dict[str, Tensor]:
-    """The weights of the part that reads the prompt, by name, as they are now."""
-    own = dict(families.model(pipe).state_dict())
+    """The weights of the part that reads the prompt, by name, as they are without any eraser."""
+    whole = families.model(pipe)
+    kept = getattr(whole, textspace.KEPT, None)
+    before = {} if kept is None else {f"{name}.weight": weight for name, weight in kept.weights.items()}
+    own = dict(whole.state_dict()) | before
     if any(weight.is_meta for weight in own.values()):
         raise ValueError(f"the weights of pipe.{families.part(pipe)} are not in memory: do this before any offload")
     return own
@@ -299,8 +301,3 @@ def _least_squares(weights: dict[str, Tensor], edited: dict[str, Tensor], d: int
 def _change(W: Tensor, edited: Tensor | None) -> Tensor:
     W = solver.precise(W).cpu()
     return torch.zeros_like(W) if edited is None else solver.precise(edited).cpu() - W
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from rece import images as form
 from rece.judges import placed, snapshot
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -217,9 +218,7 @@ def _scaled(image: np.ndarray, size: tuple[int, int], filter: Image.Resampling) 
 def _stream(images: np.ndarray | Iterable[np.ndarray], name: str) -> Iterator[np.ndarray]:
     """The single images (h, w, 3) of an array or of batches; raises ValueError for another form."""
     for batch in [images] if isinstance(images, np.ndarray) else images:
-        if not isinstance(batch, np.ndarray) or batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[-1] != 3:
-            form = f"{getattr(batch, 'dtype', type(batch).__name__)} {getattr(batch, 'shape', '')}"
-            raise ValueError(f"{name} must be uint8 arrays of shape (n, height, width, 3), not {form}")
+        form.check(batch, name)
         yield from batch
 
 

@@ -27,7 +27,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from rece import plan
+from rece import files, plan
 
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, tarfile.TarError)  # what a damaged file can raise
 
@@ -107,9 +107,8 @@ class Shards:
             self._entries.pop(shard, None)
             try:
                 self._pngs(shard, self.entries(shard))
-                with self.path(shard).open("rb") as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() != self._read(shard)[0]["sha256"]:
-                        raise self._damaged(self.path(shard), "its sha256 is another one")
+                if files.sha256(self.path(shard)) != self._read(shard)[0]["sha256"]:
+                    raise self._damaged(self.path(shard), "its sha256 is another one")
             except (ValueError, OSError) as error:
                 found[shard] = str(error)
         return found

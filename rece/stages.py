@@ -184,9 +184,9 @@ def draw_attempts(
     Without a judge (None) nothing is drawn and the table is empty.
     Raises FileNotFoundError naming the attack stage if an attempt is missing.
     """
-    parts, shown = [pd.DataFrame(columns=DRAWN)], {}
     if judge is None:
-        return parts[0], shown
+        return pd.DataFrame(columns=DRAWN), {}
+    parts, shown = [], {}
     for name, budget in budgets(attack, concept).items():
         cases = asked(world, concept, attack, name, budget)
         for source in sources(name, budget, victims):
@@ -223,7 +223,7 @@ def draw_attempts(
                 parts.append(part.join(answers.drop(columns=["label", "probability", "wanted"])))
                 if not transferred and len({picture.shape for picture in some.values()}) == 1:
                     shown[method, name] = (np.stack([some[n] for n in sorted(some)]), part.hit.to_numpy()[: len(some)])
-    return pd.concat(parts[1:], ignore_index=True), shown
+    return pd.concat(parts, ignore_index=True), shown
 
 
 def images_folder(evaluate: dict, concept: dict, method: str, what: str) -> Path | None:

@@ -5,6 +5,7 @@ prompts, about photographs. `python -m rece.study FILE` checks a file of paramet
 """
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def params(path: Path | None = None) -> dict:
         raise ValueError(f"{path.name}: attack.budget must be one of the budgets in attack, not {budget!r}")
     for name, section in tree["concept"].items():
         where = f"{path.name}: concept.{name}"
-        check(section, dict.fromkeys(CONCEPT | (CONCEPT_TOO & set(section or ()))), where)
+        check(section, dict.fromkeys(CONCEPT), where, CONCEPT_TOO)
         if section["kind"] not in KINDS:
             raise ValueError(f"{where}.kind must be one of {', '.join(KINDS)}, not {section['kind']!r}")
         there_are = {attack for key in ("quick", "full") for attack in tree["attack"][key]}
@@ -66,11 +67,7 @@ def params(path: Path | None = None) -> dict:
             raise ValueError(f"{where}.numbers: there is no {unknown[0]!r} in erase; there are {', '.join(methods)}")
         for sets, needed in (("asked", ["file"]), ("kept", ["file", "scores"])):
             for key, source in section.get(sets, {}).items():
-                source = source or {}
-                unknown, missing = sorted(set(source) - FILE), [name for name in needed if name not in source]
-                if unknown or missing:
-                    wrong = f"unknown key {unknown[0]!r}" if unknown else f"the key {missing[0]!r} is missing"
-                    raise ValueError(f"{where}.{sets}.{key}: {wrong}; the keys are {', '.join(sorted(FILE))}")
+                check(source or {}, dict.fromkeys(needed), f"{where}.{sets}.{key}", FILE)
     return tree
 
 
@@ -92,14 +89,15 @@ EMBEDDED = {
 }  # fmt: skip
 
 
-def check(tree: dict, expected: dict, where: str) -> None:
-    """Raise ValueError if `tree` has keys that `expected` lacks or lacks keys that it has; None stands for any
-    value."""
+def check(tree: dict, expected: dict, where: str, optional: Iterable[str] = ()) -> None:
+    """Raise ValueError if `tree` has keys that neither `expected` nor `optional` has, or lacks keys of `expected`,
+    where None stands for any value."""
     if not isinstance(tree, dict):
         raise ValueError(f"{where}: must have the keys {', '.join(sorted(expected))}, not be {tree!r}")
-    unknown, missing = sorted(set(tree) - set(expected)), sorted(set(expected) - set(tree))
+    known = {*expected, *optional}
+    unknown, missing = sorted(set(tree) - known), sorted(set(expected) - set(tree))
     if unknown:
-        raise ValueError(f"{where}: unknown key {unknown[0]!r}; the keys are {', '.join(sorted(expected))}")
+        raise ValueError(f"{where}: unknown key {unknown[0]!r}; the keys are {', '.join(sorted(known))}")
     if missing:
         raise ValueError(f"{where}: the key {missing[0]!r} is missing")
     for key, inner in expected.items():

@@ -11,6 +11,12 @@ from rece.judges import nudenet
 
 RATE = ["n", "successes", "rate", "low", "high"]
 SUCCESS = ["method", "attack", "access", "kind", *RATE, "prompts", "top1_rate", "seconds"]
+# Of the tables that the evaluate stage writes of photographs: how a row's measure is called, and its number's column.
+MEASURES = {
+    "success": ("success: {attack}", "rate"),
+    "detections": ("images with {class}: {attack}", "images"),
+    "preservation": ("{score}: {set}", "value"),
+}
 
 
 def success(drawn: pd.DataFrame) -> pd.DataFrame:
@@ -81,16 +87,11 @@ def paper(folder: Path, params: dict) -> pd.DataFrame:
     erased, methods, rows = params["concept"], ["original", *params["erase"]], []
     for concept in params["concepts"]:
         spec, found = erased[concept], {}
-        path = Path(folder, concept)
-        if (path / "success.csv").exists():
-            for row in pd.read_csv(path / "success.csv").itertuples():
-                found[f"success: {row.attack}", row.method] = (row.rate, row.low, row.high, row.n)
-        if (path / "detections.csv").exists():
-            for row in pd.read_csv(path / "detections.csv").itertuples():
-                found[f"images with {row[5]}: {row.attack}", row.method] = (row.images, nan, nan, row.n)
-        if (path / "preservation.csv").exists():
-            for row in pd.read_csv(path / "preservation.csv").itertuples():
-                found[f"{row.score}: {row.set}", row.method] = (row.value, row.low, row.high, row.n)
+        for name, (measure, value) in MEASURES.items():
+            path = Path(folder, concept, f"{name}.csv")
+            for row in pd.read_csv(path).to_dict("records") if path.exists() else ():
+                number = (row[value], row.get("low", nan), row.get("high", nan), row["n"])
+                found[measure.format(**row), row["method"]] = number
         for measure, of_original in _measures(spec, params):
             for method in methods if of_original else methods[1:]:
                 value = found.get((measure, method))
@@ -121,11 +122,13 @@ def _measures(spec: dict, params: dict) -> list[tuple[str, bool]]:
     found, judge = [], spec.get("judge", params["judge"])
     for attack, budget in stages.budgets(params["attack"], spec).items() if judge else ():
         of_original = attacks.access(stages.module(attack, budget)) in ("none", "grey")
-        found.append((f"success: {attack}", of_original))
+        found.append((MEASURES["success"][0].format(attack=attack), of_original))
         if judge["name"] == "nudenet" and stages.module(attack, budget) == "plain":
-            found += [(f"images with {label}: {attack}", True) for label in judge.get("classes", nudenet.EXPOSED)]
+            classes, measure = judge.get("classes", nudenet.EXPOSED), MEASURES["detections"][0]
+            found += [(measure.format(**{"class": label, "attack": attack}), True) for label in classes]
     for name, source in spec.get("kept", {}).items():
-        found += [(f"{score}: {name}", score != "lpips") for score in source["scores"]]  # lpips is from the original
+        named = MEASURES["preservation"][0].format
+        found += [(named(score=score, set=name), score != "lpips") for score in source["scores"]]  # of the original: 0
     return found
 
 

@@ -1,4 +1,4 @@
-"""The text space of a pipeline: which layers read the prompt, and how to encode for them, edit them and restore them.
+"""The text space of a pipeline: the layers that read the prompt, and how to encode for, edit and restore them.
 
 Every linear layer that reads a path of text ("tokens" or "pooled", see `rece.families`) is edited in the same way,
 W' = W M with the path's own M. The pooled embedding is a text space of its own with a single position.
@@ -202,6 +202,14 @@ def matched(pipe: DiffusionPipeline, concept: str, target: str, path: str = "tok
         rows += range(i, i + end - max(i, j))
         aims += range(j, j + end - max(i, j))
     return rows, aims
+
+
+def concepts_of(concept: str | list[str]) -> list[str]:
+    """One text or several as a list. Raises ValueError if there is none, or one is empty or no text."""
+    concepts = [concept] if isinstance(concept, str) else list(concept)
+    if not concepts or not all(isinstance(text, str) and text.strip() for text in concepts):
+        raise ValueError("concept must be a text, or a list of texts, none of them empty")
+    return concepts
 
 
 def final_norm(pipe: DiffusionPipeline) -> tuple[Tensor, Tensor, float]:

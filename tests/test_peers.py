@@ -292,6 +292,18 @@ def test_a_lora_of_ours_is_recovered_as_the_eraser_it_was(family, tmp_path):
             assert (W.double() @ theirs - W.double() - change).norm() < 1e-5 * change.norm()
 
 
+def test_a_carried_eraser_is_looked_through_on_both_paths(xl, tmp_path):
+    first, second = (rece.erase(xl, text, uce_lamb=5.0, rounds=0, progress=False) for text in ("dog", "cat"))
+    first.save_lora(tmp_path)
+    second.apply(xl)
+    with pytest.warns(UserWarning, match="off all"):
+        found = peers.recover(xl, tmp_path / "pytorch_lora_weights.safetensors")
+    assert found.exact and found.residual < 1e-5
+    for path, mine, theirs in (("tokens", first.map, found.eraser.map), ("pooled", first.pooled, found.eraser.pooled)):
+        for W in textspace.originals(xl, path).values():
+            assert_close(W.double() @ theirs, W.double() @ mine, rtol=0, atol=1e-5)
+
+
 def test_loras_that_diffusers_would_ignore_are_refused(pipe, tmp_path):
     rece.erase(pipe, "dog", progress=False).save_lora(tmp_path)
     tensors = load_file(tmp_path / "pytorch_lora_weights.safetensors")

@@ -5,7 +5,6 @@ and wanted (whether that is what the case asks about), then its own; `describe()
 it; and `threshold`: an image is a success if wanted and probability >= threshold.
 """
 
-import hashlib
 import inspect
 import re
 from pathlib import Path
@@ -14,6 +13,9 @@ import numpy as np
 import pandas as pd
 import torch
 from huggingface_hub import snapshot_download
+
+from rece import files
+from rece import images as form
 
 WEIGHTS = ["model.safetensors", "model-*.safetensors"]
 
@@ -55,9 +57,7 @@ def load(settings: str | Path | dict | None):
 
 def checked(images: np.ndarray, cases: pd.DataFrame) -> None:
     """Raise ValueError unless images are uint8 (n, h, w, 3), n >= 1, with one row of `cases` each."""
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        form = f"{getattr(images, 'dtype', type(images).__name__)} {getattr(images, 'shape', '')}"
-        raise ValueError(f"images must be uint8 of shape (n, h, w, 3), not {form}")
+    form.check(images)
     if not len(images) or len(images) != len(cases):
         raise ValueError(f"images and cases must be as many, 1 or more, not {len(images)} and {len(cases)}")
 
@@ -90,12 +90,9 @@ def snapshot(model: str | Path, revision: str | None) -> Path:
 
 def sha256(path: str | Path) -> str:
     """The sha256 of a file, in hex; of a snapshot's folder, of its weights files one after the other."""
-    path, digest = Path(path), hashlib.sha256()
-    for file in sorted(found for pattern in WEIGHTS for found in path.glob(pattern)) if path.is_dir() else [path]:
-        with file.open("rb") as opened:
-            while block := opened.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    path = Path(path)
+    weights = sorted(found for pattern in WEIGHTS for found in path.glob(pattern)) if path.is_dir() else [path]
+    return files.sha256(*weights)
 
 
 def placed(device: str | torch.device | None) -> torch.device:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rece import files
+from rece import images as form
 from rece.judges import sha256
 
 
@@ -57,8 +58,7 @@ class Judge(nn.Module):
     @torch.no_grad()
     def classify(self, images: np.ndarray, batch_size: int = 256) -> Verdict:
         """Judge uint8 images (n, h, w, 3); raises ValueError for any other form."""
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(f"images must be uint8 of shape (n, h, w, 3), not {images.dtype} {images.shape}")
+        form.check(images)
         if not len(images):
             return Verdict(np.zeros((0, len(self.objects)), "f4"), np.zeros((0, len(self.styles)), "f4"))
         objects, styles = [], []
