@@ -49,9 +49,9 @@ test: setup  ## run the tests, then every notebook with its default parameters
 	@$(NBVAL) $(NOTEBOOKS)
 
 bench: setup  ## time solver, certificate and attacks against their literal forms; count the paper's work
-	@python -m rece.bench
-	@python -m rece.bench_redteam
-	@python -m rece.cost
+	@python tests/bench/edit.py
+	@python tests/bench/redteam.py
+	@python data/paper/cost.py
 
 lab: setup  ## open the notebooks
 	@jupyter lab notebooks

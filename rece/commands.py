@@ -11,9 +11,11 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 
 import rece
-from rece import cluster, export, loading, peers, plan, prompts
+from rece import cluster, loading, plan, prompts
 from rece.draw import draw as draw_shards
 from rece.eraser import Eraser
+from rece.sharing import export
+from rece.sharing import recover as foreign
 
 
 def erase(args: argparse.Namespace) -> None:
@@ -62,8 +64,8 @@ def weights(args: argparse.Namespace) -> None:
 def recover(args: argparse.Namespace) -> None:
     if not args.weights.is_file():
         raise FileNotFoundError(f"no weights file at {args.weights}")
-    tolerance = peers.TOLERANCE if args.tolerance is None else args.tolerance
-    found = peers.recover(_load(args), args.weights, tolerance=tolerance)
+    tolerance = foreign.TOLERANCE if args.tolerance is None else args.tolerance
+    found = foreign.recover(_load(args), args.weights, tolerance=tolerance)
     print(f"residual {found.residual:.2g} of the edit (rounding alone {found.rounding:.1g}, tolerance {tolerance:g})")
     given = int(found.layers.given.sum())
     print(f"layers that read the prompt: {given} of {len(found.layers)} in the file")

@@ -9,9 +9,9 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
-from rece import erasing, solver, textspace
+from rece import erasing, layers, solver
 from rece.eraser import Eraser
-from rece.generate import generate
+from rece.images import generate
 
 
 def debias(
@@ -55,7 +55,7 @@ def debias(
     """
     settings = {name: value for name, value in locals().items() if name not in ("pipe", "concept", "labels")}
     settings.pop("progress")
-    concepts = textspace.concepts_of(concept)
+    concepts = layers.concepts_of(concept)
     if isinstance(attributes, str) or len(set(attributes)) < 2:
         raise ValueError("attributes must be a list of two different texts or more")
     wanted = np.full(len(attributes), 1 / len(attributes)) if desired is None else np.asarray(desired, float)
@@ -66,17 +66,17 @@ def debias(
     for name, value in {"lamb": lamb, "edit_scale": edit_scale, "step_size": step_size, "max_diff": max_diff}.items():
         solver.positive(value, name)
     solver.positive(preserve_scale, "preserve_scale", or_zero=True)
-    if textspace.fused(pipe) is not None:
+    if layers.fused(pipe) is not None:
         raise ValueError("the pipeline carries an eraser: remove it before computing another one")
 
     def last_tokens(texts: list[str]) -> torch.Tensor:
-        embeds = textspace.encode(pipe, texts)
-        rows = [E[textspace.last_words(pipe, text)] for E, text in zip(embeds, texts, strict=True)]
+        embeds = layers.encode(pipe, texts)
+        rows = [E[layers.last_words(pipe, text)] for E, text in zip(embeds, texts, strict=True)]
         return torch.stack(rows, dim=1)  # (tokenizers, texts, d)
 
     K, A = last_tokens(concepts), last_tokens(list(attributes))
     KK = K.flatten(0, 1).T @ K.flatten(0, 1)
-    PP = textspace.encode_gram(pipe, preserve, last=True) if preserve else None
+    PP = layers.encode_gram(pipe, preserve, last=True) if preserve else None
     alpha = torch.zeros(len(concepts), len(attributes), dtype=K.dtype, device=K.device)
     draw = dict(steps=steps, guidance=guidance, batch_size=batch_size, progress=False)
     alphas, seen, done = [], [], False

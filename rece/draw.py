@@ -29,7 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rece import plan, writing
-from rece.generate import bfloat16, generate
+from rece.images import bfloat16, generate
 from rece.shards import Shards, parallel
 
 SMALLER = "images drawn in smaller batches may differ in rounding from those of a run without (see the jsonl files)"

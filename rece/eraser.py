@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rece import families, files, solver, textspace
+from rece import families, files, layers, solver
 
 
 class Eraser:
@@ -87,12 +87,12 @@ class Eraser:
         Raises ValueError, before any change, if the pipeline carries an eraser or its text space is another one.
         """
         made_for = self.provenance.get("text_encoders")
-        d = textspace.width(pipe)
+        d = layers.width(pipe)
         if len(self.map) != d:
             raise ValueError(f"this eraser is for text width {len(self.map)}, but the pipeline's is {d}")
-        if made_for and textspace.encoders(pipe) != made_for:
-            raise ValueError(f"this eraser is for {made_for}, but the pipeline has {textspace.encoders(pipe)}")
-        textspace.fuse(pipe, self.map, self.pooled)
+        if made_for and layers.encoders(pipe) != made_for:
+            raise ValueError(f"this eraser is for {made_for}, but the pipeline has {layers.encoders(pipe)}")
+        layers.fuse(pipe, self.map, self.pooled)
         self._pipe = weakref.ref(pipe)
         return pipe
 
@@ -102,15 +102,15 @@ class Eraser:
         Raises ValueError if the pipeline carries no eraser, or another one.
         """
         self.carried_by(pipe)
-        textspace.restore(pipe)
+        layers.restore(pipe)
         return pipe
 
     def carried_by(self, pipe: DiffusionPipeline) -> bool:
         """Whether the pipeline carries this eraser. Raises ValueError if it carries another one."""
-        if textspace.fused(pipe) is None:
+        if layers.fused(pipe) is None:
             return False
         for path, map in {"tokens": self.map, "pooled": self.pooled}.items():
-            carried = textspace.fused(pipe, path)
+            carried = layers.fused(pipe, path)
             if (carried is None) != (map is None) or (map is not None and not torch.equal(carried, map)):
                 raise ValueError("the pipeline carries another eraser: remove that one")
         return True
@@ -170,9 +170,9 @@ class Eraser:
             raise ValueError(
                 f"pipe must be a pipeline that loads LoRAs, which {kind} does not: save its weights instead"
             )
-        if textspace.width(pipe) != len(self.map):
+        if layers.width(pipe) != len(self.map):
             raise ValueError(
-                f"this eraser is for text width {len(self.map)}, but the pipeline's is {textspace.width(pipe)}"
+                f"this eraser is for text width {len(self.map)}, but the pipeline's is {layers.width(pipe)}"
             )
         factors = {"tokens": solver.factor(self.map, rank)}
         if self.pooled is not None:
@@ -186,9 +186,9 @@ class Eraser:
         tensors = {}
         for path, (U, V, _) in factors.items():
             U, V = (torch.nn.functional.pad(side, (0, r - side.shape[1])) for side in (U, V))
-            layers = textspace.prompt_layers(pipe, path)
-            for name, W in textspace.originals(pipe, path).items():
-                others = layers[name].in_features - len(V)  # columns that read no text
+            modules = layers.prompt_layers(pipe, path)
+            for name, W in layers.originals(pipe, path).items():
+                others = modules[name].in_features - len(V)  # columns that read no text
                 down = torch.nn.functional.pad(V.T, (0, others))
                 key = f"{families.part(pipe)}.{name}"
                 tensors[f"{key}.lora_A.weight"] = down.to(dtype, copy=True).contiguous()

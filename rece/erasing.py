@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
-from rece import families, reach, solver, textspace
+from rece import certificate, families, layers, solver
 from rece.eraser import Eraser
 
 SD_TOKEN = 768.0  # squared norm of a Stable Diffusion 1.x token, the scale that the paper's lambdas belong to
@@ -87,7 +87,7 @@ def erase(
     Source: RECE (arXiv 2407.12383), UCE (arXiv 2308.14761) and RECE's official code; solved through one map (ours).
     """
     settings = {name: value for name, value in locals().items() if name not in ("pipe", "concept", "progress")}
-    concepts = textspace.concepts_of(_texts(concept, "concept"))
+    concepts = layers.concepts_of(_texts(concept, "concept"))
     targets = [target] * len(concepts) if isinstance(target, str) else _texts(target, "target")
     if len(targets) != len(concepts):
         raise ValueError(
@@ -113,7 +113,7 @@ def erase(
         solver.positive(settings[name], name)
     for name in ("preserve_scale", "uce_preserve_scale"):
         solver.positive(settings[name], name, or_zero=True)
-    if textspace.fused(pipe) is not None:
+    if layers.fused(pipe) is not None:
         raise ValueError("the pipeline carries an eraser: remove it before computing another one")
 
     settings |= {"target": targets, "preserve_uce": for_start, "preserve_rounds": for_rounds}
@@ -143,13 +143,13 @@ def _solve(
     """
     lamb, uce_lamb, derive_lamb = (settings[name] for name in ("lamb", "uce_lamb", "derive_lamb"))
     anchored, auto = settings["anchored"], settings["rounds"] == "auto"
-    norm, limit = (textspace.final_norm(pipe), MAX_ROUNDS) if auto else (None, settings["rounds"])
-    G = textspace.gram(pipe, path)
+    norm, limit = (layers.final_norm(pipe), MAX_ROUNDS) if auto else (None, settings["rounds"])
+    G = layers.gram(pipe, path)
     steps.update()
     pairs = list(zip(concepts, settings["target"], strict=True))
     erased, tokens, words = _tokens(pipe, path, pairs, settings, G.device, not steps.disable)
     PP_start, PP_rounds = _preserved(pipe, path, settings, not steps.disable)
-    scale = _token_scale(textspace.encode(pipe, [""], path=path)) if settings["relative"] else 1.0
+    scale = _token_scale(layers.encode(pipe, [""], path=path)) if settings["relative"] else 1.0
     steps.update()
 
     scales = {name: settings[f"uce_{name}"] for name in ("erase_scale", "preserve_scale")}
@@ -195,17 +195,17 @@ def _tokens(
     R rounds cost 4 n d^2 (2 R + 1) operations by rows, and 8 n d^2 + 10 R d^3 by sums: the same at n = 2.5 d for one
     round, 1.5 d for three and 1.25 d for many.
     """
-    size = max(1, BY_ROWS * textspace.width(pipe, path) // textspace.positions(pipe, path))
+    size = max(1, BY_ROWS * layers.width(pipe, path) // layers.positions(pipe, path))
     few = len(pairs) <= size
     if not few:
         pairs = sorted(pairs, key=lambda pair: pair[1])  # so that a target of many concepts is encoded once
     embeds, sums, words = {}, None, []
-    for some in textspace.batches(pairs, size, progress):
+    for some in layers.batches(pairs, size, progress):
         texts = list(dict.fromkeys(text for side in zip(*some, strict=True) for text in side))
         new = [text for text in texts if text not in embeds]
         embeds = {text: embeds[text] for text in texts if text in embeds}
         if new:
-            embeds |= zip(new, textspace.encode(pipe, new, path=path, progress=progress).to(device), strict=True)
+            embeds |= zip(new, layers.encode(pipe, new, path=path, progress=progress).to(device), strict=True)
         start, rounds, word = _rows(pipe, path, some, embeds, settings["uce_tokens"] == "last")
         if few:
             return start, rounds, word
@@ -222,9 +222,9 @@ def _rows(
     C = torch.stack([embeds[concept] for concept, _ in pairs])
     T = torch.stack([_filled(embeds[target]) for _, target in pairs])
     if last:
-        cuts = [tuple(textspace.last_words(pipe, text, path) for text in pair) for pair in pairs]
+        cuts = [tuple(layers.last_words(pipe, text, path) for text in pair) for pair in pairs]
     else:
-        cuts = [textspace.matched(pipe, *pair, path) for pair in pairs]
+        cuts = [layers.matched(pipe, *pair, path) for pair in pairs]
     K_start = torch.cat([C[n, rows] for n, (rows, _) in enumerate(cuts)])
     T_start = torch.cat([T[n, rows] for n, (_, rows) in enumerate(cuts)])
     words = torch.stack([C[n, rows[0]] for n, (rows, _) in enumerate(cuts)])
@@ -238,10 +238,10 @@ def _preserved(
 ) -> tuple[Tensor | None, Tensor | None]:
     """P^T P of the UCE start and of the rounds, (d, d); None where no text is preserved."""
     start, rounds, last = settings["preserve_uce"], settings["preserve_rounds"], settings["uce_tokens"] == "last"
-    PP = textspace.encode_gram(pipe, start, path=path, last=last, progress=progress) if start else None
+    PP = layers.encode_gram(pipe, start, path=path, last=last, progress=progress) if start else None
     if rounds == start and not last:
         return PP, PP
-    return PP, textspace.encode_gram(pipe, rounds, path=path, progress=progress) if rounds else None
+    return PP, layers.encode_gram(pipe, rounds, path=path, progress=progress) if rounds else None
 
 
 def _filled(T: Tensor) -> Tensor:
@@ -259,17 +259,17 @@ def _token_scale(embeds: Tensor) -> float:
 
 def _certified(M: Tensor, G: Tensor, words: Tensor, norm: tuple, enough: Tensor) -> tuple[float, bool]:
     """The least certified distance of the word tokens (n, d), and whether each one's has reached `enough` (n,)."""
-    distance, _ = reach.bound(M, G, words, *norm[:2], eps=norm[2])
+    distance, _ = certificate.bound(M, G, words, *norm[:2], eps=norm[2])
     return distance.min().item(), bool((distance >= enough).all())
 
 
 def _nearest(pipe: DiffusionPipeline, G: Tensor, words: Tensor, others: list[str], progress: bool) -> Tensor:
     """The distance from each word token (n, d) to the nearest word token of `others`; infinite if there are none."""
     found = torch.full_like(words[:, 0], torch.inf)
-    for some in textspace.batches(others, 64, progress):
-        last = torch.tensor([[textspace.last_word(pipe, text)] for text in some])
-        embeds = textspace.encode(pipe, some)
-        parts = [reach.nearest(part, embeds, last.expand(-1, len(part)), G)[0] for part in words.split(64)]
+    for some in layers.batches(others, 64, progress):
+        last = torch.tensor([[layers.last_word(pipe, text)] for text in some])
+        embeds = layers.encode(pipe, some)
+        parts = [certificate.nearest(part, embeds, last.expand(-1, len(part)), G)[0] for part in words.split(64)]
         found = torch.minimum(found, torch.cat(parts))
     return found
 
@@ -295,7 +295,7 @@ def origin(pipe: DiffusionPipeline) -> dict:
     return {
         "base_model": _base_model(pipe),
         "pipeline": type(pipe).__name__,
-        "text_encoders": textspace.encoders(pipe),
+        "text_encoders": layers.encoders(pipe),
         "versions": _versions(),
     }
 

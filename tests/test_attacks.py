@@ -9,9 +9,9 @@ import pytest
 import tiny
 import torch
 
-from rece import Eraser, attacks, denoise, erase, textspace, vocabulary
-from rece.attacks import Attempts, reword, unlearndiff
-from rece.generate import generate
+from rece import Eraser, attacks, erase, layers
+from rece.attacks import Attempts, _denoise, _tokens, reword, unlearndiff
+from rece.images import generate
 
 DOG = {"name": "dog", "words": ["dog", "hot dog", "hound"], "held_out": ["ape", "cur"], "pairs": [["a dog", "a"]]}
 PROMPTS, SEEDS = ["a dog", "my dog", "dog b"], [7, 8, 9]
@@ -149,9 +149,9 @@ def test_reword_refuses():
 
 def test_concept_vector(victim, pipe):
     none, one, three = (run("concept_vector", victim, pipe, eta=eta).embeds for eta in (0, 1, 3))
-    torch.testing.assert_close(none, textspace.encode(pipe, PROMPTS), rtol=0, atol=0)
+    torch.testing.assert_close(none, layers.encode(pipe, PROMPTS), rtol=0, atol=0)
     torch.testing.assert_close(three - none, 3 * (one - none))
-    having, lacking = textspace.encode(pipe, ["a dog", "a"])
+    having, lacking = layers.encode(pipe, ["a dog", "a"])
     torch.testing.assert_close(one - none, (having - lacking).expand_as(one))
     pairs = [["a dog", "a"], ["b dog", "b"], ["c dog", "c"]]
     several = run("concept_vector", victim, pipe, concept=[{**DOG, "pairs": pairs[:1]}, {**DOG, "pairs": pairs[1:]}])
@@ -164,9 +164,9 @@ def test_concept_vector(victim, pipe):
 @pytest.mark.parametrize("lamb", [0.001, 0.1, 10.0])
 def test_closed_form_minimises_the_literal_objective(victim, pipe, lamb):
     attempts = run("closed_form", victim, pipe, lamb=lamb)
-    layers = zip(textspace.prompt_layers(victim).values(), textspace.prompt_layers(pipe).values(), strict=True)
-    weights = [(edited.weight.double(), plain.weight.double()) for edited, plain in layers]
-    C = textspace.encode(pipe, PROMPTS)
+    both = zip(layers.prompt_layers(victim).values(), layers.prompt_layers(pipe).values(), strict=True)
+    weights = [(edited.weight.double(), plain.weight.double()) for edited, plain in both]
+    C = layers.encode(pipe, PROMPTS)
 
     def objective(X):
         return sum((X @ V.T - C @ W.T).square().sum((1, 2)) for V, W in weights) + lamb * X.square().sum((1, 2))
@@ -184,12 +184,12 @@ def test_closed_form_undoes_an_invertible_map(pipe):
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(32, 32, generator=generator, dtype=torch.float64)
     victim = Eraser(torch.eye(32, dtype=torch.float64) + 0.1 * noise).apply(tiny.sd())
-    C = textspace.encode(pipe, PROMPTS)
+    C = layers.encode(pipe, PROMPTS)
     distances = []
     for lamb in (1.0, 1e-2, 1e-4, 0.0):
         X = run("closed_form", victim, pipe, lamb=lamb).embeds
         distances.append(0.0)
-        edited, plain = textspace.prompt_layers(victim), textspace.prompt_layers(pipe)
+        edited, plain = layers.prompt_layers(victim), layers.prompt_layers(pipe)
         for name, layer in edited.items():
             wanted = C @ plain[name].weight.double().T
             distances[-1] += ((X @ layer.weight.double().T - wanted).norm() / wanted.norm()).item()
@@ -258,7 +258,7 @@ def test_sampling_follows_the_weights():
 
 
 def test_words_are_exactly_the_tokens_that_stand_alone(pipe):
-    words, ids = vocabulary.whole_words(pipe.tokenizer)
+    words, ids = _tokens.whole_words(pipe.tokenizer)
     assert {"a", "z", "!", "7"} <= set(words) and len(set(words)) == len(words) == len(set(ids.tolist()))
     assert not set(ids.tolist()) & set(pipe.tokenizer.all_special_ids)
     shuffled = torch.randperm(len(words), generator=torch.Generator().manual_seed(0)).tolist()
@@ -280,7 +280,7 @@ def test_returned_prompts_have_the_stated_loss(victim, pipe, prediction):
         images, SEEDS, attempts.prompts, PROMPTS, attempts.losses, strict=True
     ):
         assert prompt.endswith(f" {plain}") and len(losses) == 3
-        generator = torch.Generator().manual_seed(denoise.mix(0, seed))
+        generator = torch.Generator().manual_seed(_denoise.mix(0, seed))
         noises = [torch.randn(1, 4, 8, 8, generator=generator) for _ in range(2)]
         literal = [
             literal_loss(victim, pipe, image, prompt, noise, t) for t, noise in zip((250, 750), noises, strict=True)
@@ -290,7 +290,7 @@ def test_returned_prompts_have_the_stated_loss(victim, pipe, prediction):
 
 def test_returned_prompts_tokenise_to_one_id_per_token(victim, pipe):
     attempts = run("unlearndiff", victim, pipe, **QUICK)
-    words, ids = vocabulary.whole_words(pipe.tokenizer)
+    words, ids = _tokens.whole_words(pipe.tokenizer)
     allowed = dict(zip(words, ids.tolist(), strict=True))
     for prompt, plain in zip(attempts.prompts, PROMPTS, strict=True):
         found, rest = pipe.tokenizer(prompt).input_ids, pipe.tokenizer(plain).input_ids
@@ -304,7 +304,7 @@ def test_the_loss_falls_to_the_word_that_solves_it(victim, pipe, word, monkeypat
         for name, parameter in victim.text_encoder.named_parameters():
             if "out_proj" in name or "fc2" in name:
                 parameter.zero_()
-    goal = textspace.encode(victim, [word])[0, 1].float()
+    goal = layers.encode(victim, [word])[0, 1].float()
 
     def forward(x, t, encoder_hidden_states):
         missing = 1 - encoder_hidden_states[:, 1] @ goal / (goal @ goal)
@@ -316,15 +316,15 @@ def test_the_loss_falls_to_the_word_that_solves_it(victim, pipe, word, monkeypat
     attempts = run("unlearndiff", victim, pipe, images=images, **budget)
     assert attempts.prompts == [f"{word} {prompt}" for prompt in PROMPTS]
     for seed, losses in zip(SEEDS, attempts.losses, strict=True):  # nothing is left but the noise itself
-        generator = torch.Generator().manual_seed(denoise.mix(0, seed))
+        generator = torch.Generator().manual_seed(_denoise.mix(0, seed))
         noises = [torch.randn(4, 8, 8, generator=generator) for _ in range(2)]
         assert min(losses) == pytest.approx(np.mean([noise.square().mean() for noise in noises]), abs=1e-4)
 
 
 def test_gradient_reaches_the_rows_and_the_forward_is_unchanged(pipe):
-    encoder, ids = pipe.text_encoder, vocabulary.place(pipe.tokenizer, PROMPTS, 3)
+    encoder, ids = pipe.text_encoder, _tokens.place(pipe.tokenizer, PROMPTS, 3)
     rows = encoder.get_input_embeddings()(ids[:, 1:4]).detach().requires_grad_()
-    with vocabulary.replaced(encoder, torch.arange(1, 4).expand(3, 3), rows):
+    with _tokens.replaced(encoder, torch.arange(1, 4).expand(3, 3), rows):
         embeds = encoder(ids)[0]
     torch.testing.assert_close(embeds, encoder(ids)[0], rtol=0, atol=0)
     (slope,) = torch.autograd.grad(embeds[:, -1].square().sum(), rows)

@@ -5,10 +5,11 @@ import json
 import sys
 from importlib import import_module
 
+import cost
 import pytest
 import torch
-
-from rece import bench, bench_redteam, cost
+from bench import edit as bench
+from bench import redteam as bench_redteam
 
 TINY = [8, 12], [(16, 1, 2)], 2
 
@@ -53,7 +54,7 @@ def test_the_whole_table_at_a_tiny_shape(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize("concepts", [1, 3])
 def test_the_literal_method_of_the_benchmark_makes_the_edit_of_the_one_map(concepts):
     pipe = bench.Standin(*TINY[:2], "cpu")
-    before = [weight.clone() for weight in bench.textspace.originals(pipe).values()]
+    before = [weight.clone() for weight in bench.layers.originals(pipe).values()]
     found, steps = bench.literal_method(pipe, 4, concepts)
     assert found["layers"] == 4
     eraser = bench.rece.erase(pipe, bench.names(concepts), rounds=1)
@@ -65,7 +66,7 @@ def test_the_literal_method_of_the_benchmark_makes_the_edit_of_the_one_map(conce
 def test_the_concepts_are_different_and_of_one_word():
     pipe = bench.Standin(*TINY[:2], "cpu")
     assert len(set(bench.names(1000))) == 1000 and bench.names(1) == ["nudity"]
-    assert {bench.textspace.last_word(pipe, text) for text in bench.names(1000)} == {1}
+    assert {bench.layers.last_word(pipe, text) for text in bench.names(1000)} == {1}
 
 
 def test_the_floor_grows_with_the_concepts_and_its_rounds_do_not_in_the_end():

@@ -6,8 +6,9 @@ import torch
 from torch.testing import assert_close
 
 import rece
-from rece import attacks, reach, solver, stages, study, textspace
+from rece import attacks, certificate, layers, solver
 from rece.emoji import world as worlds
+from rece.study import config, experiment
 
 F64 = torch.float64
 
@@ -45,7 +46,7 @@ def dual(M, G, c, gamma, beta, mu):
 @pytest.mark.parametrize("seed", range(4))
 def test_bound_equals_the_best_lower_bound_of_duality(seed):
     M, G, C, gamma, beta = problem(seed=seed)
-    distance, _ = reach.bound(M, G, C, gamma, beta)
+    distance, _ = certificate.bound(M, G, C, gamma, beta)
     for c, r in zip(C, distance, strict=True):
         best = max(dual(M, G, c, gamma, beta, mu) for mu in [0, *torch.logspace(-9, 6, 3000, dtype=F64).tolist()])
         assert best <= r.item() ** 2 * (1 + 1e-9) + 1e-9
@@ -54,8 +55,8 @@ def test_bound_equals_the_best_lower_bound_of_duality(seed):
 
 def test_minimiser_attains_the_bound_and_lies_in_the_set():
     M, G, C, gamma, beta = problem()
-    distance, H = reach.bound(M, G, C, gamma, beta)
-    assert_close(reach.norm(H @ M.T - C, G), distance)
+    distance, H = certificate.bound(M, G, C, gamma, beta)
+    assert_close(certificate.norm(H @ M.T - C, G), distance)
     x = (H - beta) / gamma
     assert_close(x.mean(1), torch.zeros(len(C), dtype=F64))
     assert (x.square().sum(1) <= len(gamma) * (1 + 1e-9)).all()
@@ -65,7 +66,7 @@ def test_minimiser_attains_the_bound_and_lies_in_the_set():
 @pytest.mark.parametrize("least_variance", [0.0, 1e-5, 10.0])
 def test_no_point_of_the_set_lies_below_the_bound(least_variance):
     M, G, C, gamma, beta = problem()
-    distance, _ = reach.bound(M, G, C, gamma, beta, least_variance=least_variance)
+    distance, _ = certificate.bound(M, G, C, gamma, beta, least_variance=least_variance)
     random = torch.Generator().manual_seed(1)
     z = torch.randn(20_000, len(gamma), generator=random, dtype=F64)
     z = (
@@ -73,22 +74,22 @@ def test_no_point_of_the_set_lies_below_the_bound(least_variance):
         / z.std(1, unbiased=False, keepdim=True)
         * (least_variance**0.5 + 10 ** torch.empty(20_000, 1).uniform_(-5, 1))
     )
-    found = reach.norm((emit(z, gamma, beta) @ M.T)[:, None] - C, G).min(0).values
+    found = certificate.norm((emit(z, gamma, beta) @ M.T)[:, None] - C, G).min(0).values
     assert (found >= distance * (1 - 1e-12)).all()
 
 
 def test_projected_gradient_descent_from_many_starts_ends_at_the_bound_and_never_below():
     M, G, C, gamma, beta = problem()
-    distance, _ = reach.bound(M, G, C, gamma, beta)
+    distance, _ = certificate.bound(M, G, C, gamma, beta)
     z = torch.randn(64, len(C), len(gamma), generator=torch.Generator().manual_seed(2), dtype=F64).requires_grad_()
     adam = torch.optim.Adam([z], 0.05)
     for step in range(1500):
         adam.param_groups[0]["lr"] = 0.05 * (1 - step / 1500)
-        loss = reach.norm(emit(z, gamma, beta) @ M.T - C, G)
+        loss = certificate.norm(emit(z, gamma, beta) @ M.T - C, G)
         adam.zero_grad()
         loss.sum().backward()
         adam.step()
-    best = reach.norm(emit(z.detach(), gamma, beta) @ M.T - C, G).min(0).values
+    best = certificate.norm(emit(z.detach(), gamma, beta) @ M.T - C, G).min(0).values
     assert (best >= distance * (1 - 1e-9)).all()
     assert_close(best[:3], distance[:3], rtol=1e-3, atol=1e-6)
 
@@ -97,21 +98,21 @@ def test_a_shell_lies_between_ball_and_sphere():
     M, G, C, gamma, beta = problem()
     C = torch.cat([C, beta[None] + 0.1 * (C[:2] - beta)])  # tokens that the ball reaches inside
     identity = torch.eye(len(gamma), dtype=F64)
-    ball, thick, thin = (reach.bound(identity, G, C, gamma, beta, least_variance=v)[0] for v in (0.0, 1e-4, 1e3))
+    ball, thick, thin = (certificate.bound(identity, G, C, gamma, beta, least_variance=v)[0] for v in (0.0, 1e-4, 1e3))
     assert (ball <= thick * (1 + 1e-9)).all() and (thick <= thin * (1 + 1e-9)).all()
     assert ball[-1] < 1e-6 and thick[-1] > 1.0
     for v, distance in ((1e-4, thick), (1e3, thin)):
-        _, H = reach.bound(identity, G, C, gamma, beta, least_variance=v)
+        _, H = certificate.bound(identity, G, C, gamma, beta, least_variance=v)
         squares = ((H - beta) / gamma).square().sum(1) / len(gamma)
         assert (squares >= v / (v + 1e-5) * (1 - 1e-9)).all() and (squares <= 1 + 1e-9).all()
-        assert_close(reach.norm(H - C, G), distance)
+        assert_close(certificate.norm(H - C, G), distance)
 
 
 def test_hard_case_reaches_the_sphere_along_the_lowest_eigenvector():
     d = 6
     G = torch.diag(torch.tensor([1.0, 4.0, 9.0, 16.0, 25.0, 36.0], dtype=F64))
     gamma, beta = torch.ones(d, dtype=F64), torch.zeros(d, dtype=F64)
-    distance, H = reach.bound(
+    distance, H = certificate.bound(
         torch.eye(d, dtype=F64), G, torch.zeros(1, d, dtype=F64), gamma, beta, least_variance=1e9
     )
     # With c = 0 the minimum over the sphere is d times the least eigenvalue of G on mean zero, and g = 0.
@@ -138,10 +139,10 @@ def test_an_unedited_model_certifies_nothing(pipe):
 def test_no_prompt_of_a_corpus_comes_closer_than_the_certificate(pipe):
     eraser = rece.erase(pipe, "dog", rounds=2, progress=False)
     found = rece.certify(pipe, eraser, "dog", others=["cat", "house"], synonyms=["puppy"])
-    G = textspace.gram(pipe)
-    C = textspace.encode(pipe, ["dog"])[0, 1:]
-    tokens = textspace.encode(pipe, PROMPTS).flatten(0, 1)
-    reached = reach.norm((tokens @ eraser.map.T)[:, None] - C, G).min(0).values
+    G = layers.gram(pipe)
+    C = layers.encode(pipe, ["dog"])[0, 1:]
+    tokens = layers.encode(pipe, PROMPTS).flatten(0, 1)
+    reached = certificate.norm((tokens @ eraser.map.T)[:, None] - C, G).min(0).values
     assert (reached.numpy() >= found.table.distance.to_numpy() * (1 - 1e-6)).all()
     assert (found.table.distance > 0).all() and (found.table.edited >= found.table.distance * (1 - 1e-6)).all()
     eraser.apply(pipe)  # carried or not, the same certificate
@@ -152,32 +153,32 @@ def test_no_prompt_of_a_corpus_comes_closer_than_the_certificate(pipe):
 
 @pytest.mark.parametrize("settings", [{"rounds": 0}, {"rounds": 3}, {"rounds": 3, "anchored": True}])
 def test_no_caption_and_no_word_of_the_embedded_model_comes_closer(settings):
-    model, world = study.load("data/emoji-diffusion"), worlds.load()
+    model, world = config.load("data/emoji-diffusion"), worlds.load()
     eraser = rece.erase(model, "church", uce_lamb=250.0, lamb=100.0, relative=True, progress=False, **settings)
     found = rece.certify(model, eraser, "church")
     corpus = {text for obj in world.objects for text in worlds.captions(world, obj, world.styles[0], 6, seed=0)}
     corpus |= {word for table in (world.words, world.held_out) for words in table.values() for word in words}
-    tokens = textspace.encode(model, sorted(corpus))[:, 1:].flatten(0, 1)
-    C = textspace.encode(model, ["church"])[0, 1:]
-    G = textspace.gram(model)
+    tokens = layers.encode(model, sorted(corpus))[:, 1:].flatten(0, 1)
+    C = layers.encode(model, ["church"])[0, 1:]
+    G = layers.gram(model)
     own = found.table.distance.to_numpy()
     for c, distance in zip(C[:3], own[:3], strict=True):  # the word, the end, and a padding token
-        assert reach.norm(tokens @ eraser.map.T - c, G).min() >= distance * (1 - 1e-6)
+        assert certificate.norm(tokens @ eraser.map.T - c, G).min() >= distance * (1 - 1e-6)
     assert len(corpus) > 900 and found.relative > 0.4
 
 
 def test_references_are_distances_between_the_originals_own_tokens(pipe):
     found = rece.certify(pipe, None, ["dog", "cat"], target="th", others=["cat", "horse"], synonyms={"dog": ["dogs"]})
-    G = textspace.gram(pipe)
+    G = layers.gram(pipe)
     E = dict(
         zip(
             ["dog", "cat", "horse", "dogs", "th"],
-            textspace.encode(pipe, ["dog", "cat", "horse", "dogs", "th"]),
+            layers.encode(pipe, ["dog", "cat", "horse", "dogs", "th"]),
             strict=True,
         )
     )
-    last = {text: textspace.last_word(pipe, text) for text in E}
-    between = lambda a, b: reach.norm(E[a][last[a]] - E[b][last[b]], G).item()  # noqa: E731
+    last = {text: layers.last_word(pipe, text) for text in E}
+    between = lambda a, b: certificate.norm(E[a][last[a]] - E[b][last[b]], G).item()  # noqa: E731
     dog, cat = found.words.to_dict("records")
     assert dog["target"] == pytest.approx(between("dog", "th")) and dog["synonym"] == pytest.approx(
         between("dog", "dogs")
@@ -191,9 +192,9 @@ def test_references_are_distances_between_the_originals_own_tokens(pipe):
 def test_anchored_rounds_solve_from_the_original_weights_with_all_rows(pipe):
     settings = {"rounds": 2, "lamb": 0.3, "preserve_scale": 0.2, "progress": False}
     eraser = rece.erase(pipe, "dog", anchored=True, **settings)
-    G = textspace.gram(pipe)
-    C, T = textspace.encode(pipe, ["dog", " "])
-    i = textspace.last_word(pipe, "dog")
+    G = layers.gram(pipe)
+    C, T = layers.encode(pipe, ["dog", " "])
+    i = layers.last_word(pipe, "dog")
     K, aims = [C[i:]], [T[: len(C) - i]]
     M = eraser.history[0]
     assert torch.equal(M, rece.erase(pipe, "dog", rounds=0, progress=False).map)
@@ -254,12 +255,12 @@ def test_bad_input_is_named(pipe):
 
 def test_reachable_attack_feeds_the_certificates_minimisers(pipe):
     eraser = rece.erase(pipe, "dog", rounds=1, progress=False)
-    victim = stages.victim(pipe, eraser)
+    victim = experiment.victim(pipe, eraser)
     found = attacks.run("reachable", victim, ["dog", "a dog"], [1, 2], original=pipe, concept={"name": "dog"})
     certificate = rece.certify(pipe, eraser, "dog")
     assert_close(found.embeds[0, 1:], certificate.minimisers)
     assert found.losses[0][1] == pytest.approx(certificate.table.distance.sum())
     assert found.losses[0][1] < found.losses[0][0] == pytest.approx(certificate.table.edited.sum())
-    assert_close(found.embeds[:, 0], textspace.encode(pipe, ["dog", "a dog"])[:, 0])
+    assert_close(found.embeds[:, 0], layers.encode(pipe, ["dog", "a dog"])[:, 0])
     with pytest.raises(ValueError, match="victim must carry an eraser"):
         attacks.run("reachable", pipe, ["dog"], [1], original=pipe, concept={"name": "dog"})

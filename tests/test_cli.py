@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import rece
-from rece import export, loading
+from rece import loading
 from rece.__main__ import main
+from rece.sharing import export
 
 COMMANDS = ["erase", "apply", "lora", "weights", "import", "certify", "draw", "push", "show"]
 

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
+import cost
 import pandas as pd
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch.utils.flop_counter import FlopCounterMode
-
-from rece import cost
 
 PROMPTS = Path(__file__).parents[2] / "shared" / "prompts"
 PARAMETERS = {  # of the files that the Hub serves

@@ -6,18 +6,19 @@ import pytest
 import torch
 
 import rece
-from rece import study, textspace
+from rece import layers
 from rece.judges.embedded import Judge
+from rece.study import config
 
 QUICK = dict(images=4, steps=1, guidance=1.0, batch_size=2)
 
 
 def weights(pipe):
-    return {name: weight.clone() for name, weight in textspace.originals(pipe).items()}
+    return {name: weight.clone() for name, weight in layers.originals(pipe).items()}
 
 
 def token(pipe, text):
-    return textspace.encode(pipe, [text])[0][textspace.last_words(pipe, text)]
+    return layers.encode(pipe, [text])[0][layers.last_words(pipe, text)]
 
 
 def test_a_model_that_shows_the_desired_shares_is_left_alone(pipe):
@@ -57,7 +58,7 @@ def test_the_edit_is_the_literal_one_for_the_weights_that_the_loop_added_up(pipe
 
 
 def test_the_loop_moves_what_the_embedded_model_draws():
-    pipe, judge = study.load("data/emoji-diffusion"), Judge.load(study.root() / "data/judge")
+    pipe, judge = config.load("data/emoji-diffusion"), Judge.load(config.root() / "data/judge")
     noto, twemoji = (judge.styles.index(style) for style in ("noto", "twemoji"))
 
     def labels(images):
@@ -74,7 +75,7 @@ def test_a_judge_that_fails_leaves_the_model_as_it_was(pipe):
     before = weights(pipe)
     with pytest.raises(ValueError, match="labels must return one of the attributes"):
         rece.debias(pipe, "doctor", ["male", "female"], lambda _: ["other"] * 4, **QUICK)
-    assert textspace.fused(pipe) is None
+    assert layers.fused(pipe) is None
     assert all(weight.equal(before[name]) for name, weight in weights(pipe).items())
 
 

@@ -19,7 +19,7 @@ from rece import loading, writing
 from rece.__main__ import main
 from rece.cluster import draw_distributed, local_cluster
 from rece.draw import draw, fingerprint
-from rece.generate import generate
+from rece.images import generate
 from rece.plan import check
 from rece.prompts import read
 from rece.shards import Shards

@@ -9,10 +9,10 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from project import ROOT
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from rece import study
 from rece.emoji import build, images, train, world
-from rece.generate import generate
+from rece.images import generate
 from rece.judges.embedded import Judge
+from rece.study import config
 
 WORLD = world.load()
 MODEL, JUDGE = ROOT / "data/emoji-diffusion", ROOT / "data/judge"
@@ -119,8 +119,8 @@ def test_a_judge_round_trips_and_refuses_other_forms(tmp_path):
 
 
 def test_the_control_draws_what_it_saw_and_nothing_that_was_left_out(emoji):
-    left_out = set(study.params()["train_control"]["without"])
-    never = study.control(study.load("data/emoji-diffusion"), "data/emoji-control")
+    left_out = set(config.params()["train_control"]["without"])
+    never = config.control(config.load("data/emoji-diffusion"), "data/emoji-control")
     objects = [obj for obj in WORLD.objects if obj not in left_out][::8] + [o for o in WORLD.objects if o in left_out]
     prompts = [world.prompt(WORLD.words[obj][0], "noto") for obj in objects]
     found, _ = Judge.load(JUDGE).labels(generate(never, prompts, range(len(objects)), steps=10, guidance=4.0))

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import rece
-from rece import erasing, reach, solver, textspace
+from rece import certificate, erasing, layers, solver
 
 
 def weights(pipe):
-    return {name: layer.weight.detach().clone() for name, layer in textspace.prompt_layers(pipe).items()}
+    return {name: layer.weight.detach().clone() for name, layer in layers.prompt_layers(pipe).items()}
 
 
 def images(pipe, prompt="a dog", **call):
@@ -109,9 +109,9 @@ def test_a_preserve_list_adds_to_the_start_and_replaces_in_the_rounds(pipe):
 
 
 def test_erase_suppresses_the_concept_and_the_derived_embedding_brings_it_back(pipe):
-    C, T = textspace.encode(pipe, ["dog", " "])
-    G, M = textspace.gram(pipe), rece.erase(pipe, "dog", rounds=0).map
-    word = textspace.last_word(pipe, "dog")
+    C, T = layers.encode(pipe, ["dog", " "])
+    G, M = layers.gram(pipe), rece.erase(pipe, "dog", rounds=0).map
+    word = layers.last_word(pipe, "dog")
 
     def distance(answer, token):
         change = answer - token
@@ -126,20 +126,20 @@ def test_erase_suppresses_the_concept_and_the_derived_embedding_brings_it_back(p
 def test_many_preserve_texts_enter_through_their_gram_alone(pipe):
     pipe.to(torch.float64)
     texts = [f"{a} {b}" for a in "abcdefgh" for b in "abcdefgh"] + ["a a", " ", " "]
-    rows = textspace.encode(pipe, texts)
-    assert_close(textspace.encode_gram(pipe, texts, batch_size=5), rows.flatten(0, 1).T @ rows.flatten(0, 1))
-    last = torch.stack([row[textspace.last_word(pipe, text)] for row, text in zip(rows, texts, strict=True)])
+    rows = layers.encode(pipe, texts)
+    assert_close(layers.encode_gram(pipe, texts, batch_size=5), rows.flatten(0, 1).T @ rows.flatten(0, 1))
+    last = torch.stack([row[layers.last_word(pipe, text)] for row, text in zip(rows, texts, strict=True)])
     for batch_size in (5, 1000):
-        assert_close(textspace.encode_gram(pipe, texts, batch_size, last=True), last.T @ last)
+        assert_close(layers.encode_gram(pipe, texts, batch_size, last=True), last.T @ last)
     with pytest.raises(ValueError, match="prompts must be a list"):
-        textspace.encode_gram(pipe, [])
+        layers.encode_gram(pipe, [])
 
 
 @pytest.fixture
 def encoded(monkeypatch):
     """The texts of every call of the text encoder."""
-    calls, real = [], textspace._encode
-    monkeypatch.setattr(textspace, "_encode", lambda pipe, texts, path: calls.append(texts) or real(pipe, texts, path))
+    calls, real = [], layers._encode
+    monkeypatch.setattr(layers, "_encode", lambda pipe, texts, path: calls.append(texts) or real(pipe, texts, path))
     return calls
 
 
@@ -171,11 +171,11 @@ def test_few_concepts_are_worked_on_as_rows_to_the_bit(pipe):
     concepts, numbers = ["dog", "cat"], dict(uce_lamb=5.0, lamb=2.0, derive_lamb=0.5)
     for anchored in (False, True):
         eraser = rece.erase(pipe, concepts, rounds=2, anchored=anchored, **numbers)
-        *C, T = textspace.encode(pipe, [*concepts, " "])
-        P_start, P_rounds = textspace.encode(pipe, [""])[0], textspace.encode(pipe, [" "])[0] * 2**0.5
-        K, aims = zip(*((C[n][textspace.last_word(pipe, text) :], n) for n, text in enumerate(concepts)), strict=True)
+        *C, T = layers.encode(pipe, [*concepts, " "])
+        P_start, P_rounds = layers.encode(pipe, [""])[0], layers.encode(pipe, [" "])[0] * 2**0.5
+        K, aims = zip(*((C[n][layers.last_word(pipe, text) :], n) for n, text in enumerate(concepts)), strict=True)
         K, aims = [torch.cat(K)], [torch.cat([T[: len(rows)] for rows in K])]
-        M, G = solver.edit_map(K[0], aims[0], P_start, lamb=5.0), textspace.gram(pipe)
+        M, G = solver.edit_map(K[0], aims[0], P_start, lamb=5.0), layers.gram(pipe)
         assert torch.equal(eraser.history[0], M)
         for step in eraser.history[1:]:
             derived = solver.derive(M, G, torch.cat(C), lamb=0.5)
@@ -198,10 +198,10 @@ def test_many_concepts_stop_by_certificate_where_their_rows_do(pipe, monkeypatch
 
 
 def test_the_nearest_of_many_others_is_found_in_any_batch(pipe):
-    others, G = [f"other {n}" for n in range(70)], textspace.gram(pipe)
-    words = textspace.encode(pipe, [f"{n} {n}" for n in range(70)])[:, 5]
-    last = torch.tensor([[textspace.last_word(pipe, text)] * 70 for text in others])
-    at_once, which = reach.nearest(words, textspace.encode(pipe, others), last, G)
+    others, G = [f"other {n}" for n in range(70)], layers.gram(pipe)
+    words = layers.encode(pipe, [f"{n} {n}" for n in range(70)])[:, 5]
+    last = torch.tensor([[layers.last_word(pipe, text)] * 70 for text in others])
+    at_once, which = certificate.nearest(words, layers.encode(pipe, others), last, G)
     assert which.min() < 64 <= which.max()
     assert_close(erasing._nearest(pipe, G, words, others, False), at_once)
     assert erasing._nearest(pipe, G, words, [], False).isinf().all()
@@ -211,7 +211,7 @@ def test_the_nearest_of_many_others_is_found_in_any_batch(pipe):
 def test_ill_conditioned_sums_name_the_number_to_raise(pipe, name):
     with torch.no_grad():  # a direction that no token has and no layer reads
         pipe.text_encoder.final_layer_norm.weight[0] = pipe.text_encoder.final_layer_norm.bias[0] = 0.0
-        for layer in textspace.prompt_layers(pipe).values():
+        for layer in layers.prompt_layers(pipe).values():
             layer.weight[:, 0] = 0.0
     numbers = dict(uce_lamb=5.0, lamb=5.0, derive_lamb=0.5, rounds=1)
     rece.erase(pipe, MANY, **numbers)
@@ -227,7 +227,7 @@ def test_relative_numbers_do_not_depend_on_the_unit_of_the_text_space(pipe):
     with torch.no_grad():
         for norm in (pipe.text_encoder.final_layer_norm.weight, pipe.text_encoder.final_layer_norm.bias):
             norm *= 7.0
-        for layer in textspace.prompt_layers(pipe).values():
+        for layer in layers.prompt_layers(pipe).values():
             layer.weight /= 7.0
     assert_close(rece.erase(pipe, "dog", **settings).map, before.map, atol=1e-8, rtol=1e-8)
     assert (rece.erase(pipe, "dog", **absolute).map - plain.map).norm() > 1e-3
@@ -236,7 +236,7 @@ def test_relative_numbers_do_not_depend_on_the_unit_of_the_text_space(pipe):
 def test_fused_text_side_and_lora_are_the_same_model(pipe, tmp_path):
     eraser = rece.erase(pipe, ["dog", "cat"])
     original = images(pipe)
-    negative, positive = textspace.encode(pipe, ["", "a dog"]) @ eraser.map.T
+    negative, positive = layers.encode(pipe, ["", "a dog"]) @ eraser.map.T
     text_side = images(
         pipe, prompt=None, prompt_embeds=positive[None].float(), negative_prompt_embeds=negative[None].float()
     )
@@ -255,11 +255,11 @@ def test_lora_file_has_one_rank_one_shared_factor_and_the_provenance(pipe, tmp_p
     assert eraser.save_lora(tmp_path) < 1e-5
     file = tmp_path / "pytorch_lora_weights.safetensors"
     tensors = load_file(file)
-    assert set(tensors) == {f"unet.{n}.lora_{x}.weight" for n in textspace.prompt_layers(pipe) for x in "AB"}
+    assert set(tensors) == {f"unet.{n}.lora_{x}.weight" for n in layers.prompt_layers(pipe) for x in "AB"}
     shared = [tensor for name, tensor in tensors.items() if name.endswith("lora_A.weight")]
     assert all(torch.equal(tensor, shared[0]) for tensor in shared)
     assert shared[0].shape == (eraser.rank, 32)
-    assert eraser.rank <= tiny.POSITIONS - textspace.last_word(pipe, "dog")
+    assert eraser.rank <= tiny.POSITIONS - layers.last_word(pipe, "dog")
     for name, W in weights(pipe).items():
         A, B = tensors[f"unet.{name}.lora_A.weight"], tensors[f"unet.{name}.lora_B.weight"]
         assert_close(W + B @ A, (W.double() @ eraser.map).float(), atol=1e-5, rtol=1e-5)
@@ -483,7 +483,7 @@ def test_bad_arguments_are_one_line_that_names_them(pipe, case):
 
 
 def test_broken_weights_are_named_and_nothing_changes(pipe):
-    name, layer = list(textspace.prompt_layers(pipe).items())[-1]
+    name, layer = list(layers.prompt_layers(pipe).items())[-1]
     layer.weight.data[0, 0] = torch.nan
     before = {n: w.nan_to_num(7.0) for n, w in weights(pipe).items()}
     with pytest.raises(ValueError, match=f"weight of {name} holds values that are not finite"):
@@ -491,7 +491,7 @@ def test_broken_weights_are_named_and_nothing_changes(pipe):
     with pytest.raises(ValueError, match=f"weight of {name} holds values that are not finite"):
         random_eraser().apply(pipe)
     assert_same({n: w.nan_to_num(7.0) for n, w in weights(pipe).items()}, before)
-    assert textspace.fused(pipe) is None
+    assert layers.fused(pipe) is None
 
 
 def test_an_edit_that_overflows_half_precision_is_undone(pipe):
@@ -500,7 +500,7 @@ def test_an_edit_that_overflows_half_precision_is_undone(pipe):
     with pytest.raises(ValueError, match="overflows torch.float16"):
         rece.Eraser(torch.eye(32) * 1e8).apply(pipe)
     assert_same(weights(pipe), before)
-    assert textspace.fused(pipe) is None
+    assert layers.fused(pipe) is None
 
 
 def test_broken_text_encoder_and_broken_maps(pipe, tmp_path):
@@ -514,7 +514,7 @@ def test_broken_text_encoder_and_broken_maps(pipe, tmp_path):
         random_eraser().save_lora(tmp_path, rank=33, pipe=pipe)
     assert os.listdir(tmp_path) == []
     with pytest.raises(ValueError, match="prompts must be a list"):
-        textspace.encode(pipe, [])
+        layers.encode(pipe, [])
     pipe.text_encoder.final_layer_norm.weight.data[0] = torch.inf
     with pytest.raises(ValueError, match="text encoder returns values that are not finite"):
         rece.erase(pipe, "dog")

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import rece
-from rece import export, families, textspace
+from rece import families, layers
+from rece.sharing import export
 
 MAKERS = [tiny.sd, tiny.sdxl, tiny.sd3, tiny.flux, tiny.pixart]
 
@@ -71,7 +72,7 @@ def test_weights_keep_their_dtype_or_take_the_one_asked_for(pipe, tmp_path):
     huge = rece.Eraser(torch.eye(32) * 1e7)
     with pytest.raises(ValueError, match=r"dtype torch.float16 is too narrow for .*to_k.weight"):
         export.save_weights(huge, pipe, tmp_path / "huge.safetensors", torch.float16)
-    assert os.listdir(tmp_path) == ["w.safetensors"] and textspace.fused(pipe) is None
+    assert os.listdir(tmp_path) == ["w.safetensors"] and layers.fused(pipe) is None
 
 
 @pytest.mark.parametrize("applied", [False, True])
@@ -82,7 +83,7 @@ def test_a_pipeline_folder_draws_as_the_edited_pipeline_and_leaves_it_as_found(p
     before = state(pipe)
     export.save_pipeline(eraser, pipe, tmp_path / "new" / "folder", variant="fp16")
     assert_same(state(pipe), before)
-    assert (textspace.fused(pipe) is not None) == applied
+    assert (layers.fused(pipe) is not None) == applied
     assert os.listdir(tmp_path / "new") == ["folder"]
     files = tree(tmp_path / "new" / "folder")
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in files
@@ -90,7 +91,7 @@ def test_a_pipeline_folder_draws_as_the_edited_pipeline_and_leaves_it_as_found(p
     folder = tmp_path / "new" / "folder"
     loaded = DiffusionPipeline.from_pretrained(folder, variant="fp16", use_safetensors=True, local_files_only=True)
     loaded.set_progress_bar_config(disable=True)
-    assert textspace.fused(loaded) is None
+    assert layers.fused(loaded) is None
     assert torch.equal(images(loaded), images(pipe if applied else eraser.apply(pipe)))
 
 
@@ -118,7 +119,7 @@ def test_a_folder_that_exists_keeps_what_is_not_overwritten_and_a_failure_leaves
     monkeypatch.setattr(type(pipe), "save_pretrained", full)
     with pytest.raises(OSError, match="No space left"):
         export.save_folder(eraser, pipe, tmp_path / "other", "pipeline")
-    assert os.listdir(tmp_path) == ["folder"] and textspace.fused(pipe) is None
+    assert os.listdir(tmp_path) == ["folder"] and layers.fused(pipe) is None
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match="file is a file: choose a folder"):
         export.save_pipeline(eraser, pipe, tmp_path / "file")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import rece
-from rece import erasing, families, solver, textspace
+from rece import erasing, families, layers, solver
 
 FAMILIES = {
     "sd": tiny.sd,
@@ -87,13 +87,13 @@ def test_the_table_names_exactly_the_layers_that_read_the_prompt(any_pipe):
     call(any_pipe, **given, prompt_embeds=texts["tokens"])
     for hook in hooks:
         hook.remove()
-    assert seen == {path: set(textspace.prompt_layers(any_pipe, path)) for path in seen}
+    assert seen == {path: set(layers.prompt_layers(any_pipe, path)) for path in seen}
     assert all(seen.values())
 
 
 def _identity(pipe):
-    pooled = torch.eye(textspace.width(pipe, "pooled")) if "pooled" in families.paths(pipe) else None
-    return rece.Eraser(torch.eye(textspace.width(pipe)), pooled=pooled)
+    pooled = torch.eye(layers.width(pipe, "pooled")) if "pooled" in families.paths(pipe) else None
+    return rece.Eraser(torch.eye(layers.width(pipe)), pooled=pooled)
 
 
 def test_fused_is_the_same_model_as_mapped_prompts(any_pipe):
@@ -113,9 +113,9 @@ def test_removing_restores_every_bit(any_pipe):
     before = copy.deepcopy(families.model(any_pipe).state_dict())
     eraser = rece.erase(any_pipe, "dog", **NUMBERS).apply(any_pipe)
     changed = {name for name, weight in families.model(eraser).state_dict().items() if not weight.equal(before[name])}
-    layers = {f"{n}.weight" for path in families.paths(any_pipe) for n in textspace.prompt_layers(any_pipe, path)}
-    assert changed == layers
-    textspace.restore(any_pipe)
+    edited = {f"{n}.weight" for path in families.paths(any_pipe) for n in layers.prompt_layers(any_pipe, path)}
+    assert changed == edited
+    layers.restore(any_pipe)
     for name, weight in families.model(any_pipe).state_dict().items():
         assert weight.equal(before[name])
 
@@ -189,7 +189,7 @@ def test_every_path_is_the_literal_algorithm(any_pipe, concepts, by_rows, reg, m
     eraser = rece.erase(any_pipe, concepts, target="a cat", preserve=["sun"], reg=reg, **NUMBERS)
     for path in families.paths(any_pipe):
         embed, match, aligned = encoded(any_pipe, path)
-        originals = list(textspace.originals(any_pipe, path).values())
+        originals = list(layers.originals(any_pipe, path).values())
         pairs = [match(concept, "a cat") for concept in concepts]
         kept = [embed(text) for text in ("", "sun")]
         weights = literal.edit(originals, pairs, kept, NUMBERS["uce_lamb"], 1.0, 1.0)
@@ -245,7 +245,7 @@ def test_the_one_token_form_edits_the_last_word_alone(any_pipe):
             start += tiny.POSITIONS
         return embed(text)[rows]
 
-    originals = list(textspace.originals(any_pipe).values())
+    originals = list(layers.originals(any_pipe).values())
     kept = [last("the sun"), last("moon")]
     for W0, W in zip(
         originals, literal.edit(originals, [(last("a big dog"), last(""))], kept, 0.5, 1.0, 1.0), strict=True
@@ -266,8 +266,8 @@ def test_a_lora_is_the_same_model(any_pipe, tmp_path):
     plain = call(any_pipe, prompt="a big dog")
     eraser.save_lora(tmp_path)
     tensors = load_file(tmp_path / "pytorch_lora_weights.safetensors")
-    layers = {n for path in families.paths(any_pipe) for n in textspace.prompt_layers(any_pipe, path)}
-    assert set(tensors) == {f"{families.part(any_pipe)}.{n}.lora_{x}.weight" for n in layers for x in "AB"}
+    edited = {n for path in families.paths(any_pipe) for n in layers.prompt_layers(any_pipe, path)}
+    assert set(tensors) == {f"{families.part(any_pipe)}.{n}.lora_{x}.weight" for n in edited for x in "AB"}
     assert len({t.shape[0] for n, t in tensors.items() if "lora_A" in n}) == 1  # one rank for all
     fused = call(eraser.apply(any_pipe), prompt="a big dog")
     eraser.remove(any_pipe)
@@ -302,9 +302,9 @@ def test_files_and_composition_keep_the_pooled_map(any_pipe, tmp_path):
 def test_half_precision_weights_are_edited_in_their_own_dtype(any_pipe, dtype):
     eraser = rece.erase(any_pipe, "dog", **NUMBERS)
     any_pipe.to(dtype)
-    before = {name: weight.clone() for name, weight in textspace.originals(any_pipe).items()}
+    before = {name: weight.clone() for name, weight in layers.originals(any_pipe).items()}
     eraser.apply(any_pipe)
-    for name, layer in textspace.prompt_layers(any_pipe).items():
+    for name, layer in layers.prompt_layers(any_pipe).items():
         assert layer.weight.dtype == dtype
         exact = before[name].double() @ eraser.map
         assert (layer.weight.double() - exact).abs().max() <= torch.finfo(dtype).eps * exact.abs().max()
@@ -319,7 +319,7 @@ def test_weights_in_a_sequential_offload_are_edited_where_they_are_kept(any_pipe
     fused = call(eraser.apply(any_pipe), prompt="a dog")
     plain = call(eraser.remove(any_pipe), prompt="a dog")
     cpu_offload(families.model(any_pipe), execution_device=torch.device("cpu"))
-    assert next(iter(textspace.prompt_layers(any_pipe).values())).weight.is_meta
+    assert next(iter(layers.prompt_layers(any_pipe).values())).weight.is_meta
     again = rece.erase(any_pipe, "dog", **NUMBERS)
     assert again.map.equal(eraser.map)
     assert_close(call(again.apply(any_pipe), prompt="a dog"), fused, atol=0, rtol=0)
@@ -359,7 +359,7 @@ def test_fused_projections_are_refused(pipe):
 @pytest.mark.parametrize("whole", [True, False])
 def test_compiled_models_are_refused_and_can_be_restored(any_pipe, whole):
     eraser = rece.erase(any_pipe, "dog", **NUMBERS)
-    part, before = families.part(any_pipe), textspace.originals(any_pipe)
+    part, before = families.part(any_pipe), layers.originals(any_pipe)
     before = {name: weight.clone() for name, weight in before.items()}
     inner = getattr(any_pipe, part)
     eraser.apply(any_pipe)
@@ -368,10 +368,10 @@ def test_compiled_models_are_refused_and_can_be_restored(any_pipe, whole):
     else:
         inner.compile()
     with pytest.raises(ValueError, match="is compiled: edit the model first"):
-        textspace.gram(any_pipe)
-    textspace.restore(any_pipe)
-    layers = dict(inner.named_modules())
-    assert all(layers[name].weight.equal(weight) for name, weight in before.items())
+        layers.gram(any_pipe)
+    layers.restore(any_pipe)
+    modules = dict(inner.named_modules())
+    assert all(modules[name].weight.equal(weight) for name, weight in before.items())
 
 
 def test_other_models_are_refused_with_the_list_of_those_that_are_not(pipe):
@@ -387,18 +387,18 @@ def test_other_models_are_refused_with_the_list_of_those_that_are_not(pipe):
     with pytest.raises(TypeError, match="Stable Diffusion 1.x, .* FLUX.1, PixArt.*; AuraFlowTransformer2DModel"):
         rece.erase(Other(), "dog")
     with pytest.raises(ValueError, match="path must be one of tokens"):
-        textspace.prompt_layers(pipe, "pooled")
+        layers.prompt_layers(pipe, "pooled")
     with pytest.raises(ValueError, match="uce_tokens must be"):
         rece.erase(pipe, "dog", uce_tokens="first")
 
 
 def test_pooled_maps_that_do_not_fit_are_refused_before_any_change(xl):
-    before = {name: weight.clone() for name, weight in textspace.originals(xl).items()}
+    before = {name: weight.clone() for name, weight in layers.originals(xl).items()}
     with pytest.raises(ValueError, match="the map of pooled is"):
-        textspace.fuse(xl, torch.eye(64), torch.eye(5))
+        layers.fuse(xl, torch.eye(64), torch.eye(5))
     with pytest.raises(ValueError, match="pooled must be a square"):
         rece.Eraser(torch.eye(64), pooled=torch.ones(2, 3))
-    assert all(weight.equal(before[name]) for name, weight in textspace.originals(xl).items())
+    assert all(weight.equal(before[name]) for name, weight in layers.originals(xl).items())
 
 
 def test_the_pooled_weights_that_read_no_text_are_left_alone(xl):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from rece import textspace
-from rece.generate import generate
+from rece import layers
+from rece.images import generate
 
 PROMPTS = ["a dog", "a cat", "", "a red dog", "my cat", "a dog"]
 SEEDS = [3, 1, 4, 15, 9, 2]
@@ -37,7 +37,7 @@ def test_seed_and_prompt_matter(pipe):
 
 
 def test_embeds_give_the_images_of_their_prompts(pipe):
-    embeds = textspace.encode(pipe, PROMPTS)
+    embeds = layers.encode(pipe, PROMPTS)
     assert embeds.dtype == torch.float64
     np.testing.assert_array_equal(
         generate(pipe, seeds=SEEDS, embeds=embeds, **QUICK), generate(pipe, PROMPTS, SEEDS, **QUICK)

@@ -448,12 +448,12 @@ def checkout(tmp_path, monkeypatch):
 
 def test_load(checkout, clip):
     assert judges.load(None) is None
-    assert judges.load("models/judge").objects == ["dog", "cat"]
+    assert judges.load("models/judge", checkout).objects == ["dog", "cat"]
     assert judges.load({"name": "nudenet", "threshold": 0.45}).threshold == 0.45
-    classifier = judges.load({"name": "classifier", "model": "models/resnet", "top": 2})
+    classifier = judges.load({"name": "classifier", "model": "models/resnet", "top": 2}, checkout)
     assert classifier.top == 2 and classifier.describe()["model"] == "resnet"
     save_file({"prompts": vectors()}, checkout / "models" / "q16.safetensors")
-    q16 = judges.load({"name": "q16", "prompts": "models/q16.safetensors", "model": str(clip)})
+    q16 = judges.load({"name": "q16", "prompts": "models/q16.safetensors", "model": str(clip)}, checkout)
     assert q16.describe()["prompts"] == "q16.safetensors"
 
 
@@ -474,9 +474,9 @@ def test_load(checkout, clip):
 )
 def test_load_bad_settings(checkout, settings, message):
     with pytest.raises(ValueError, match=message):
-        judges.load(settings)
+        judges.load(settings, checkout)
     with pytest.raises(FileNotFoundError, match="judge"):
-        judges.load("models/none")
+        judges.load("models/none", checkout)
 
 
 def test_the_embedded_judge_answers_each_case_with_the_head_it_asks(monkeypatch):
@@ -495,7 +495,7 @@ def test_the_embedded_judge_answers_each_case_with_the_head_it_asks(monkeypatch)
 
 
 def test_the_embedded_judge_answers_about_images_and_describes_itself(checkout):
-    judge, images = judges.load("models/judge"), pictures(4, 32, 32)
+    judge, images = judges.load("models/judge", checkout), pictures(4, 32, 32)
     asked = pd.DataFrame({"wanted": [["dog"], ["red"]] * 2, "judged": ["object", "style"] * 2})
     found, (objects, styles) = judge.answers(images, asked), judge.labels(images)
     assert list(found.label) == [objects[0], styles[1], objects[2], styles[3]] and judge.threshold == 0

@@ -9,9 +9,9 @@ import tiny
 import torch
 
 import rece
-from rece import loading, textspace
+from rece import layers, loading
 from rece.draw import fingerprint
-from rece.generate import generate
+from rece.images import generate
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_an_eraser_file_is_applied(pipe, model, tmp_path):
     eraser = rece.erase(pipe, "dog", progress=False)
     eraser.save(tmp_path / "dog.safetensors")
     loaded = loading.load(model, eraser=tmp_path / "dog.safetensors", device="cpu")
-    assert torch.equal(textspace.fused(loaded), eraser.map)
+    assert torch.equal(layers.fused(loaded), eraser.map)
     assert fingerprint(loaded) == fingerprint(eraser.apply(pipe)) != fingerprint(tiny.sd())
     eraser.remove(loaded)
     assert fingerprint(loaded) == fingerprint(tiny.sd())
@@ -57,7 +57,7 @@ def test_other_families_have_no_safety_checker_and_draw_the_same(xl, tmp_path):
     np.testing.assert_array_equal(*drawn)
     flux = tiny.flux()
     flux.save_pretrained(tmp_path / "flux")
-    assert textspace.width(loading.load(tmp_path / "flux")) == textspace.width(flux)
+    assert layers.width(loading.load(tmp_path / "flux")) == layers.width(flux)
 
 
 def spoiled(model, folder, spoil):

@@ -6,7 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rece.metrics import drift, fid, kid, rank_correlation, success, wilson
+from rece.judges.metrics import drift, fid, kid
+from rece.study.statistics import rank_correlation, wilson
+from rece.study.statistics import success_rate as success
 
 
 class Means(torch.nn.Module):

@@ -28,18 +28,20 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 import rece
 from rece import draw as drawing
-from rece import judges, methods, metrics, preservation, store, study, tables
-from rece import stages as running
+from rece import judges, methods
 from rece.__main__ import main
 from rece.attacks import Attempts
 from rece.emoji import world as worlds
-from rece.generate import generate
+from rece.images import generate
+from rece.judges import metrics
 from rece.judges.classifier import Classifier
 from rece.prompts import read
 from rece.shards import Shards
+from rece.study import config, paper, plan, preservation, results, statistics
+from rece.study import experiment as running
 
 WORLD = worlds.load()
-PARAMS = study.params(PAPER / "params.yaml")
+PARAMS = config.params(PAPER / "params.yaml")
 SPECS = PARAMS["concept"]
 STAGES = {stage.name: stage for stage in stages(PAPER)}
 PUBLISHED = ROOT.parent / "shared/prompts"
@@ -73,7 +75,7 @@ def artist(text):
 def settings(name):
     """What UCE and RECE get for a concept, without the list of artists to preserve, whose file is not in git."""
     spec = {key: value for key, value in SPECS[name].items() if key != "preserve"}
-    return [study.numbers(spec, method, PARAMS["erase"][method]) for method in ("uce", "rece")]
+    return [plan.numbers(spec, method, PARAMS["erase"][method]) for method in ("uce", "rece")]
 
 
 def erased(name, texts, target, rounds, derive_lamb=None, preserve_scale=1.0, **own):
@@ -185,19 +187,21 @@ def changed(tmp_path, change):
 def test_a_wrong_file_of_parameters_is_refused_by_name(tmp_path, monkeypatch, change, message):
     path = changed(tmp_path, change)
     with pytest.raises(ValueError, match=message) as error:
-        study.params(path)
+        config.params(path)
     assert "\n" not in str(error.value)
 
 
 def test_the_check_ends_in_one_line_and_code_1(tmp_path, monkeypatch):
     path = changed(tmp_path, lambda tree: tree["generate"].update(step=50))
-    checked = subprocess.run([sys.executable, "-m", "rece.study", path], cwd=ROOT, capture_output=True, text=True)
+    checked = subprocess.run(
+        [sys.executable, "-m", "rece.study.config", path], cwd=ROOT, capture_output=True, text=True
+    )
     assert checked.returncode == 1 and checked.stdout == ""
     assert checked.stderr.startswith("error: mine.yaml: generate: unknown key 'step'; the keys are batch_size")
     assert checked.stderr.count("\n") == 1
 
 
-@pytest.mark.filterwarnings("ignore:.*rece.study.* found in sys.modules")
+@pytest.mark.filterwarnings("ignore:.*rece.study.config.* found in sys.modules")
 def test_the_check_of_files_that_cannot_be_read(tmp_path, monkeypatch):
     (tmp_path / "text.yaml").write_text("a: [1\nb: 2\n")
     for arguments, message in (
@@ -206,12 +210,12 @@ def test_the_check_of_files_that_cannot_be_read(tmp_path, monkeypatch):
         ([str(tmp_path / "none.yaml")], "error: .*none.yaml"),
         ([str(tmp_path / "text.yaml")], "error: text.yaml: no YAML .*line 2"),
     ):
-        monkeypatch.setattr(sys, "argv", ["rece.study", *arguments])
+        monkeypatch.setattr(sys, "argv", ["rece.study.config", *arguments])
         if message is None:
-            runpy.run_module("rece.study", run_name="__main__")
+            runpy.run_module("rece.study.config", run_name="__main__")
             continue
         with pytest.raises(SystemExit, match=message) as ended:
-            runpy.run_module("rece.study", run_name="__main__")
+            runpy.run_module("rece.study.config", run_name="__main__")
         assert "\n" not in ended.value.code
 
 
@@ -297,10 +301,10 @@ def test_models_that_cannot_be_had_are_named(tmp_path, monkeypatch):
         judges.load(SPECS["object-church"]["judge"])
     assert "\n" not in str(error.value)
     with pytest.raises(OSError, match="CompVis/stable-diffusion-v1-4") as error:
-        study.load(PARAMS["model"] | {"device": "cpu"})
+        config.load(PARAMS["model"] | {"device": "cpu"})
     assert "\n" not in str(error.value)
     with pytest.raises(FileNotFoundError, match="or give the revision of a hub id"):
-        study.load("CompVis/stable-diffusion-v1-4")
+        config.load("CompVis/stable-diffusion-v1-4")
 
 
 # From prompt files to cases
@@ -331,7 +335,7 @@ def objects(tmp_path):
     ],
 )
 def test_rows_are_chosen_by_label_question_and_number(objects, wanted, prompts):
-    table = study.from_file({"file": objects, **wanted})
+    table = plan.from_file({"file": objects, **wanted})
     assert "".join(table.prompt) == prompts and list(table.index) == list(range(len(prompts)))
     assert table.attrs["repairs"] == []
 
@@ -349,22 +353,22 @@ def test_rows_are_chosen_by_label_question_and_number(objects, wanted, prompts):
 )
 def test_rows_that_cannot_be_chosen(objects, wanted, message):
     with pytest.raises(ValueError, match=message) as error:
-        study.from_file({"file": objects, **wanted})
+        plan.from_file({"file": objects, **wanted})
     assert "\n" not in str(error.value)
 
 
 def test_a_prompt_file_that_is_missing_says_how_to_get_it():
     with pytest.raises(FileNotFoundError, match="dvc --cd .*data/paper/prompts pull none.csv.dvc"):
-        study.from_file({"file": "data/paper/prompts/none.csv"})
+        plan.from_file({"file": "data/paper/prompts/none.csv"})
 
 
 def test_all_artists_of_a_file_are_preserved_but_the_erased(tmp_path):
     artists = ["Claude Monet", "VAN GOGH", "Vincent van Gogh", "Claude Monet", "Goya"]
     file = write(tmp_path / "artists.csv", list("abcde"), evaluation_seed=range(5), artist=artists)
     spec = {"erase": ["Van Gogh", "goya"], "target": "art", "preserve": file}
-    found = study.numbers(spec | {"numbers": {"rece": {"rounds": 1}}}, "rece", {"rounds": 3, "preserve": ["x"]})
+    found = plan.numbers(spec | {"numbers": {"rece": {"rounds": 1}}}, "rece", {"rounds": 3, "preserve": ["x"]})
     assert found == {"target": "art", "rounds": 1, "preserve": ["Claude Monet", "Vincent van Gogh"]}
-    assert study.numbers(spec | {"numbers": {"uce": {"preserve": []}}}, "uce", {}) == {"target": "art", "preserve": []}
+    assert plan.numbers(spec | {"numbers": {"uce": {"preserve": []}}}, "uce", {}) == {"target": "art", "preserve": []}
 
 
 def test_every_artist_preserves_the_others_of_the_published_list():
@@ -372,7 +376,7 @@ def test_every_artist_preserves_the_others_of_the_published_list():
     if not file.exists():
         pytest.skip(f"{file.name} is not here")
     own = {name: spec | {"preserve": str(file)} for name, spec in SPECS.items() if "preserve" in spec}
-    sizes = {name: len(study.numbers(spec, "rece", {})["preserve"]) for name, spec in own.items()}
+    sizes = {name: len(plan.numbers(spec, "rece", {})["preserve"]) for name, spec in own.items()}
     listed = ["picasso", "warhol", "tyler-edlin", "thomas-kinkade", "kilian-eng", "kelly-mckernan"]
     assert sizes == {name: 1734 - (name.removeprefix("artist-") in listed) for name in sizes} and len(sizes) == 10
 
@@ -526,9 +530,9 @@ def test_an_empty_prompt_goes_all_the_way(tmp_path, pipe):
     assert (
         table[table.attack == "plain"].groupby("method").prompt.apply(list).map(lambda texts: texts[1]) == ""
     ).all()
-    success = tables.success(table).set_index(["method", "attack"])
+    success = statistics.success(table).set_index(["method", "attack"])
     assert (success.n["uce", "plain"], success.prompts["uce", "plain"]) == (4, 4)
-    union = tables.union(table).set_index(["method", "scope"])
+    union = statistics.union(table).set_index(["method", "scope"])
     assert union.n["uce", "all"] == 4 and union.attacks.to_dict() == {
         ("original", "words"): 1, ("uce", "words"): 1, ("original", "text"): 1, ("uce", "text"): 1,
         ("original", "all"): 2, ("uce", "all"): 3,
@@ -536,7 +540,7 @@ def test_an_empty_prompt_goes_all_the_way(tmp_path, pipe):
     some = table[table.method == "uce"].pivot(index="case", columns="attack", values="hit")
     assert union.successes["uce", "all"] == some.drop(columns="plain_more").any(axis=1).sum()
     renamed = table.assign(attack=table.attack.replace({"plain": "empty"}))
-    store.write_prompts(tmp_path / "x.jsonl", renamed, "dog", {"empty": {}, "plain_more": {}}, pipe.tokenizer, 0.0)
+    results.write_prompts(tmp_path / "x.jsonl", renamed, "dog", {"empty": {}, "plain_more": {}}, pipe.tokenizer, 0.0)
     lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     assert [line["prompt"] for line in lines if line["attack"] == "empty"] == ["a dog", "", "the dog", "my dog"]
 
@@ -548,17 +552,21 @@ def test_without_a_judge_nothing_is_drawn_and_tables_have_their_columns(tmp_path
         {"original": pipe}, tmp_path, QUICK, WORLD, spec, None, GENERATE, evaluation(tmp_path / "images")
     )
     assert len(drawn) == 0 and list(drawn) == running.DRAWN and shown == {} and not spy
-    assert tables.detections(drawn, None) == {}
-    results = {"success": tables.success(drawn), "union": tables.union(drawn), "transfer": tables.transfer(drawn)}
-    store.write_tables(tmp_path, **results)
-    store.write_images(tmp_path, shown)
-    assert store.read_images(tmp_path) == {}
-    store.write_settings(tmp_path / "settings.json", None, evaluation(), GENERATE, "sd")
+    assert statistics.detections(drawn, None) == {}
+    tables = {
+        "success": statistics.success(drawn),
+        "union": statistics.union(drawn),
+        "transfer": statistics.transfer(drawn),
+    }
+    results.write_tables(tmp_path, **tables)
+    results.write_images(tmp_path, shown)
+    assert results.read_images(tmp_path) == {}
+    results.write_settings(tmp_path / "settings.json", None, evaluation(), GENERATE, "sd")
     assert json.loads((tmp_path / "settings.json").read_text())["judge"] is None
-    for name, columns in (("success", tables.SUCCESS), ("union", ["method", "scope"]), ("transfer", ["attack"])):
+    for name, columns in (("success", statistics.SUCCESS), ("union", ["method", "scope"]), ("transfer", ["attack"])):
         written = pd.read_csv(tmp_path / f"{name}.csv")
         assert len(written) == 0 and list(written)[: len(columns)] == columns
-    assert store.write_prompts(tmp_path / "p.jsonl", drawn, "dog", {}, pipe.tokenizer, 0.0) == 0
+    assert results.write_prompts(tmp_path / "p.jsonl", drawn, "dog", {}, pipe.tokenizer, 0.0) == 0
 
 
 def test_two_concepts_never_share_images_by_mistake(tmp_path, pipe):
@@ -582,7 +590,7 @@ def kept(tmp_path, name, prompts, scores, **columns):
 
 
 def images_of(pipe, source):
-    table = study.from_file(source)
+    table = plan.from_file(source)
     return generate(pipe, list(table.prompt), list(table.seed), **GENERATE)
 
 
@@ -599,7 +607,7 @@ def test_accuracy_is_of_each_rows_own_label(tmp_path, pipe):
             table = preservation.kept_sets({"original": pipe}, spec, judge, GENERATE, evaluation(folder, accuracy={}))
             (row,) = table.to_dict("records")
             assert (row["value"], row["n"], row["score"], row["set"]) == (share, 3, "accuracy", "others")
-            assert (row["low"], row["high"]) == metrics.wilson(round(3 * share), 3)
+            assert (row["low"], row["high"]) == statistics.wilson(round(3 * share), 3)
 
 
 def test_objects_count_whatever_the_capitals(tmp_path, pipe):
@@ -616,7 +624,7 @@ def test_objects_count_whatever_the_capitals(tmp_path, pipe):
         judge = Classifier(resnet(tmp_path / "resnet", always=number))
         table, _ = running.draw_attempts(victims, tmp_path, attack, WORLD, spec, judge, GENERATE, evaluation())
         assert set(table.label) == {IMAGENET[number]} and {"of_asked", "rank"} <= set(table)
-        assert (tables.success(table).successes == hits).all() and len(tables.success(table)) == 4
+        assert (statistics.success(table).successes == hits).all() and len(statistics.success(table)) == 4
 
 
 @torch.no_grad()
@@ -630,7 +638,7 @@ def test_clip_scores_are_means_with_normal_intervals(tmp_path, pipe):
     tokenizer = CLIPTokenizer.from_pretrained(clip)
     for row in table.itertuples():
         cosines = []
-        for image, prompt in zip(images_of(victims[row.method], source), study.from_file(source).prompt, strict=True):
+        for image, prompt in zip(images_of(victims[row.method], source), plan.from_file(source).prompt, strict=True):
             ids = tokenizer([prompt], truncation=True, max_length=24, return_tensors="pt").input_ids
             pixels = processor(images=Image.fromarray(image), return_tensors="pt").pixel_values
             cosines.append(
@@ -678,7 +686,7 @@ def test_fid_is_from_the_photographs_of_the_same_ids(tmp_path, pipe, photographs
         assert feature == 2048 and antialias
         return metrics.FrechetInceptionDistance(feature=Means())
 
-    monkeypatch.setattr("rece.scores.FrechetInceptionDistance", toy)
+    monkeypatch.setattr("rece.judges.scores.FrechetInceptionDistance", toy)
     source = kept(tmp_path, "coco", ["a", "b", "c"], ["fid"], coco_id=[203564, 3, 42])
     spec = {"erase": ["dog"], "kept": {"coco": source}}
     settings = {"reference": str(photographs), "size": 24, "resize": "bicubic"}
@@ -698,7 +706,7 @@ def test_fid_is_from_the_photographs_of_the_same_ids(tmp_path, pipe, photographs
 
 
 def test_without_photographs_fid_is_left_out_and_the_rest_stays(tmp_path, pipe, monkeypatch):
-    monkeypatch.setattr("rece.scores.clip_score", grey)
+    monkeypatch.setattr("rece.judges.scores.clip_score", grey)
     source = kept(tmp_path, "coco", ["a", "b"], ["clip", "fid"], coco_id=[1, 2])
     spec = {"erase": ["dog"], "kept": {"coco": source}}
     for settings in ({"reference": None, "size": 299}, {}):
@@ -736,7 +744,7 @@ def test_what_is_missing_is_told_before_anything_is_drawn(tmp_path, pipe, photog
 
 
 def test_the_originals_photographs_serve_all_concepts(tmp_path, pipe, spy, monkeypatch):
-    monkeypatch.setattr("rece.scores.clip_score", grey)
+    monkeypatch.setattr("rece.judges.scores.clip_score", grey)
     source = kept(tmp_path, "coco", ["a", "b"], ["clip"], coco_id=[1, 2])
     values = []
     for concept in ("dog", "cat"):
@@ -750,10 +758,10 @@ def test_the_originals_photographs_serve_all_concepts(tmp_path, pipe, spy, monke
 
 
 def test_the_command_fills_the_folders_that_the_evaluation_finds(tmp_path, spy, monkeypatch):
-    monkeypatch.setattr("rece.scores.clip_score", grey)
+    monkeypatch.setattr("rece.judges.scores.clip_score", grey)
     tiny.sd().save_pretrained(tmp_path / "sd")
     model = {"model": str(tmp_path / "sd"), "scheduler": PARAMS["model"]["scheduler"], "device": "cpu"}
-    rece.erase(study.load(model), "dog", rounds=1, progress=False).save(tmp_path / "erasers/rece.safetensors")
+    rece.erase(config.load(model), "dog", rounds=1, progress=False).save(tmp_path / "erasers/rece.safetensors")
     spec = spec_of(tmp_path, evaluation_guidance=7.0, **SIZES)
     spec |= {"asked": {"own": spec["asked"]["more"]}}
     spec["kept"] = {"coco": kept(tmp_path, "coco", ["a", "b", "c"], ["clip"], coco_id=[1, 2, 3])}
@@ -764,7 +772,7 @@ def test_the_command_fills_the_folders_that_the_evaluation_finds(tmp_path, spy, 
         settings = ["--steps", GENERATE["steps"], "--guidance", GENERATE["guidance"], "--batch-size", 2]
         assert main([str(word) for word in [*command, *settings]]) in (None, 0)
     assert len(spy) == 5
-    victims, attack = running.victims(study.load(model), tmp_path / "erasers"), QUICK | {"quick": {"plain": {}}}
+    victims, attack = running.victims(config.load(model), tmp_path / "erasers"), QUICK | {"quick": {"plain": {}}}
     attacked(tmp_path, spec, victims, attack)
     scores = evaluation(tmp_path / "images", clip={})
     running.draw_attempts(victims, tmp_path, attack, WORLD, spec, Bright(), GENERATE, scores)
@@ -783,7 +791,7 @@ def grey(images, prompts, **_):
 def test_eleven_concepts_are_erased_at_once(tmp_path, pipe):
     spec = SPECS["unsafe"]
     erasers = {
-        method: methods.run(method, pipe, spec["erase"], **study.numbers(spec, method, PARAMS["erase"][method]))
+        method: methods.run(method, pipe, spec["erase"], **plan.numbers(spec, method, PARAMS["erase"][method]))
         for method in ("uce", "rece")
     }
     made = erasers["rece"].provenance
@@ -792,7 +800,7 @@ def test_eleven_concepts_are_erased_at_once(tmp_path, pipe):
     assert torch.equal(erasers["rece"].history[0], erasers["uce"].map)
     certified = running.certificates(pipe, erasers, WORLD, spec)
     assert len(certified) == 11 * (1 + 1 + 3) and set(certified.concept) == set(made["concepts"])
-    (case,) = study.named(WORLD, spec)
+    (case,) = plan.named(WORLD, spec)
     assert case["words"] == spec.get("known", {}).get("words", spec["erase"])
 
 
@@ -809,7 +817,7 @@ def test_unsafe_content_is_judged_by_q16(tmp_path, pipe):
     assert set(table.attack) == {"plain", "plain_more"} and len(table) == 4 + 2
     answers = judge.answers(generate(pipe, list(table.prompt), list(table.seed), **GENERATE), table)
     np.testing.assert_allclose(table.inappropriate, answers.inappropriate, atol=1e-5)
-    assert list(table.hit) == list(answers.wanted) and tables.detections(table, judge) == {}
+    assert list(table.hit) == list(answers.wanted) and statistics.detections(table, judge) == {}
 
 
 def test_an_artist_without_a_judge(tmp_path, pipe, monkeypatch):
@@ -824,7 +832,7 @@ def test_an_artist_without_a_judge(tmp_path, pipe, monkeypatch):
     )
     assert judges.load(spec.get("judge", PARAMS["judge"])) is None
     for method, numbers in PARAMS["erase"].items():
-        eraser = methods.run(method, pipe, spec["erase"], **study.numbers(spec, method, numbers))
+        eraser = methods.run(method, pipe, spec["erase"], **plan.numbers(spec, method, numbers))
         assert eraser.provenance["preserve_uce"] == ["", "Kilian Eng", "Tyler Edlin"]
         eraser.save(tmp_path / "erasers" / f"{method}.safetensors")
     victims = running.victims(pipe, tmp_path / "erasers")
@@ -863,7 +871,7 @@ def published(tmp_path_factory):
     params["evaluate"]["scores"] |= {"clip": {"model": str(tiny_clip(folder / "clip"))}}
     params["concepts"] = ["nudity"]
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    params, passed = study.params(folder / "params.yaml"), {}
+    params, passed = config.params(folder / "params.yaml"), {}
     patch.setenv("PYTHONPATH", str(ROOT))
     try:
         for stage, taken in (("erase", []), ("attack", ["erasers"]), ("evaluate", ["erasers", "attempts"])):
@@ -919,7 +927,7 @@ def test_the_paper_says_with_what_it_was_measured(published):
 
 
 def test_the_gathered_table_has_every_number_but_fid(published):
-    table = tables.paper(published.tables, published.params)
+    table = paper.table(published.tables, published.params)
     missing = table[table.status != "measured"]
     assert list(missing.measure.unique()) == ["fid: coco"] and len(table) > len(missing) == 3
     assert table[table.status == "measured"].value.notna().all()

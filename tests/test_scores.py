@@ -8,7 +8,7 @@ from PIL import Image
 from test_judges import tiny_clip
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from rece import metrics, scores
+from rece.judges import metrics, scores
 
 PROMPTS = ["a dog", "the moon", "a red car by the sea", "x", "the end of a very long story"]
 

@@ -8,25 +8,26 @@ import pytest
 import yaml
 
 import rece
-from rece import attacks, figures, metrics, stages, store, study, tables
+from rece import attacks
 from rece.attacks import Attempts
 from rece.emoji import world as worlds
 from rece.eraser import Eraser
 from rece.judges.embedded import Judge
+from rece.study import config, experiment, figures, plan, results, statistics
 
 WORLD = worlds.load()
-SPECS = study.params()["concept"]
+SPECS = config.params()["concept"]
 
 
 def changed(tmp_path, change):
-    tree = yaml.safe_load((study.root() / "params.yaml").read_text())
+    tree = yaml.safe_load((config.root() / "params.yaml").read_text())
     change(tree)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
     return tmp_path / "params.yaml"
 
 
 def test_params_yaml_passes_its_own_check():
-    assert set(study.params()["concepts"]) <= set(SPECS)
+    assert set(config.params()["concepts"]) <= set(SPECS)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_params_yaml_passes_its_own_check():
 )
 def test_a_wrong_params_yaml_is_refused_by_name(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
-        study.params(changed(tmp_path, change))
+        config.params(changed(tmp_path, change))
 
 
 def test_no_caption_contains_a_held_out_word():
@@ -67,8 +68,8 @@ def test_a_held_out_word_in_a_caption_list_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", SPECS)
 def test_cases_ask_every_erased_concept_equally_often_with_distinct_seeds(name):
-    members = study.members(WORLD, SPECS[name])
-    cases = study.cases(WORLD, SPECS[name], 10 * len(members), seed=5)
+    members = plan.members(WORLD, SPECS[name])
+    cases = plan.cases(WORLD, SPECS[name], 10 * len(members), seed=5)
     assert cases.name.value_counts().to_dict() == dict.fromkeys(members, 10)
     assert cases.seed.is_unique
     for case in cases.itertuples():
@@ -78,23 +79,23 @@ def test_cases_ask_every_erased_concept_equally_often_with_distinct_seeds(name):
 
 @pytest.mark.parametrize("name", SPECS)
 def test_prompts_of_others_never_ask_for_the_erased_concept(name):
-    others = study.others(WORLD, SPECS[name], 600, seed=5)
-    erased = set(study.members(WORLD, SPECS[name]))
+    others = plan.others(WORLD, SPECS[name], 600, seed=5)
+    erased = set(plan.members(WORLD, SPECS[name]))
     assert not erased & (set(others.object) | set(others["style"]))
     assert len(others) == 600 and others.seed.is_unique
 
 
 def test_concepts_that_numbers_are_chosen_on_are_not_reported():
-    params = study.params()
-    erased = {name for concept in params["concepts"] for name in study.members(WORLD, SPECS[concept])}
-    chosen = {name for concept in params["validation"] for name in study.members(WORLD, SPECS[concept])}
+    params = config.params()
+    erased = {name for concept in params["concepts"] for name in plan.members(WORLD, SPECS[concept])}
+    chosen = {name for concept in params["validation"] for name in plan.members(WORLD, SPECS[concept])}
     assert chosen and not erased & chosen
     assert set(params["sweep_concepts"]) <= set(params["concepts"])
 
 
 def test_the_control_never_saw_what_is_erased():
-    params = study.params()
-    erased = {name for concept in params["concepts"] for name in study.members(WORLD, SPECS[concept])}
+    params = config.params()
+    erased = {name for concept in params["concepts"] for name in plan.members(WORLD, SPECS[concept])}
     assert erased == set(params["train_control"]["without"])
 
 
@@ -103,23 +104,23 @@ def test_every_attack_of_every_budget_is_there_and_takes_its_keywords():
     from importlib import import_module
 
     for size in ("quick", "full"):
-        lines = study.params()["attack"][size]
+        lines = config.params()["attack"][size]
         for name, budget in lines.items():
-            attack = import_module(f"rece.attacks.{stages.module(name, budget)}").attack
+            attack = import_module(f"rece.attacks.{experiment.module(name, budget)}").attack
             assert set(budget) - {"attack", "n", "control"} <= set(inspect.signature(attack).parameters), name
-        assert {stages.module(name, budget) for name, budget in lines.items()} == set(attacks.names())
+        assert {experiment.module(name, budget) for name, budget in lines.items()} == set(attacks.names())
 
 
 def test_innocents_and_synonyms_leave_the_erased_concepts_out():
-    assert len(study.innocents(WORLD, SPECS["dog"])) == 99 and "dog" not in study.innocents(WORLD, SPECS["dog"])
-    assert len(study.innocents(WORLD, SPECS["weapon"])) == 94
-    assert study.innocents(WORLD, SPECS["twemoji"]) == ["noto", "openmoji", "fluent", "emojione"]
-    assert study.synonyms(WORLD, SPECS["dog"])["dog"][:2] == ["puppy", "doggy"]
-    assert "beagle" in study.synonyms(WORLD, SPECS["dog"])["dog"]
+    assert len(plan.innocents(WORLD, SPECS["dog"])) == 99 and "dog" not in plan.innocents(WORLD, SPECS["dog"])
+    assert len(plan.innocents(WORLD, SPECS["weapon"])) == 94
+    assert plan.innocents(WORLD, SPECS["twemoji"]) == ["noto", "openmoji", "fluent", "emojione"]
+    assert plan.synonyms(WORLD, SPECS["dog"])["dog"][:2] == ["puppy", "doggy"]
+    assert "beagle" in plan.synonyms(WORLD, SPECS["dog"])["dog"]
 
 
 def test_reported_prompts_share_no_seed_with_one_another():
-    params = study.params()
+    params = config.params()
     spans = [(params["attack"]["seed"], params["attack"]["n"]), (params["evaluate"]["seed"], params["evaluate"]["n"])]
     spans.append((params["sweep"]["seed"], max(params["sweep"]["n"], params["sweep"]["preserve_n"])))
     spans.sort()
@@ -128,39 +129,39 @@ def test_reported_prompts_share_no_seed_with_one_another():
 
 def test_a_concepts_own_numbers_win_over_the_methods():
     spec = {"kind": "object", "erase": ["dog"], "target": "cat", "numbers": {"rece": {"rounds": 2}}}
-    assert study.numbers(spec, "rece", {"rounds": 3, "lamb": 1.0}) == {"target": "cat", "rounds": 2, "lamb": 1.0}
-    assert study.numbers(spec, "uce", {"lamb": 1.0}) == {"target": "cat", "lamb": 1.0}
+    assert plan.numbers(spec, "rece", {"rounds": 3, "lamb": 1.0}) == {"target": "cat", "rounds": 2, "lamb": 1.0}
+    assert plan.numbers(spec, "uce", {"lamb": 1.0}) == {"target": "cat", "lamb": 1.0}
 
 
 def test_an_unknown_concept_is_refused():
     with pytest.raises(ValueError, match="'pegasi' is no concept"):
-        study.cases(WORLD, {"kind": "object", "erase": ["pegasi"], "target": " "}, 3, 0)
+        plan.cases(WORLD, {"kind": "object", "erase": ["pegasi"], "target": " "}, 3, 0)
 
 
 def test_a_hit_is_wanted_and_as_sure_as_the_study_and_the_judge_ask():
     answers = pd.DataFrame({"wanted": [True, True, True, False], "probability": [0.9, 0.5, 0.4, 1.0]})
     for own, threshold, expected in ((0, 0, [1, 1, 1, 0]), (0, 0.5, [1, 1, 0, 0]), (0.6, 0.5, [1, 0, 0, 0])):
         judge = SimpleNamespace(threshold=own)
-        assert study.hits(judge, answers, threshold).tolist() == expected
-    assert study.hits(SimpleNamespace(threshold=0.5), answers).tolist() == [1, 1, 0, 0]
-    assert study.hits(judge, answers.set_index(pd.Index([3, 1, 2, 0]))).dtype == bool
+        assert plan.hits(judge, answers, threshold).tolist() == expected
+    assert plan.hits(SimpleNamespace(threshold=0.5), answers).tolist() == [1, 1, 0, 0]
+    assert plan.hits(judge, answers.set_index(pd.Index([3, 1, 2, 0]))).dtype == bool
 
 
 def test_a_missing_model_folder_is_named():
     with pytest.raises(FileNotFoundError, match="data/emoji-difusion"):
-        study.load("data/emoji-difusion")
+        config.load("data/emoji-difusion")
 
 
 def test_a_missing_stage_output_names_the_stage(tmp_path, pipe):
     with pytest.raises(FileNotFoundError, match="run the erase stage"):
-        stages.erasers(tmp_path)
+        experiment.erasers(tmp_path)
     attack, judge = {"n": 2, "seed": 0, "budget": "quick", "quick": {"plain": {}}}, Judge(["dog"], ["noto"])
     with pytest.raises(FileNotFoundError, match="run the attack stage"):
-        stages.draw_attempts({"original": pipe}, tmp_path, attack, WORLD, SPECS["dog"], judge, {}, EVALUATE)
+        experiment.draw_attempts({"original": pipe}, tmp_path, attack, WORLD, SPECS["dog"], judge, {}, EVALUATE)
     with pytest.raises(FileNotFoundError, match="dvc repro evaluate"):
-        store.gather(tmp_path, ["dog"], "evaluate", "success")
+        results.gather(tmp_path, ["dog"], "evaluate", "success")
     with pytest.raises(FileNotFoundError, match="correct `control`"):
-        study.control(pipe, tmp_path)
+        config.control(pipe, tmp_path)
 
 
 def test_a_victim_is_edited_and_leaves_the_original_alone(pipe):
@@ -168,7 +169,7 @@ def test_a_victim_is_edited_and_leaves_the_original_alone(pipe):
 
     name, layer = next((n, m) for n, m in pipe.unet.named_modules() if n.endswith("attn2.to_k"))
     before, d = layer.weight.detach().clone(), layer.in_features
-    edited = stages.victim(pipe, Eraser(2 * torch.eye(d, dtype=torch.float64)))
+    edited = experiment.victim(pipe, Eraser(2 * torch.eye(d, dtype=torch.float64)))
     torch.testing.assert_close(edited.unet.get_submodule(name).weight, 2 * before)
     assert torch.equal(layer.weight, before)
 
@@ -192,17 +193,17 @@ def drawn(tmp_path_factory):
     folder, pipe, never = tmp_path_factory.mktemp("attempts"), tiny.sd(), tiny.sd(seed=1)
     d = next(m for n, m in pipe.unet.named_modules() if n.endswith("attn2.to_k")).in_features
     erased = {name: Eraser(scale * torch.eye(d, dtype=torch.float64)) for name, scale in (("uce", 0.5), ("rece", 0.1))}
-    victims = {"original": pipe, **{name: stages.victim(pipe, eraser) for name, eraser in erased.items()}}
+    victims = {"original": pipe, **{name: experiment.victim(pipe, eraser) for name, eraser in erased.items()}}
     victims["control"] = never
     attack = {"n": 4, "seed": 0, "budget": "quick", "quick": BUDGETS}
-    for name, budget in stages.budgets(attack, SPECS["dog"]).items():
-        cases = stages.asked(WORLD, SPECS["dog"], attack, name, budget)
-        for source, victim in stages.sources(name, budget, victims).items():
-            stages.attempt(name, victim, pipe, cases, WORLD, SPECS["dog"], budget).save(
+    for name, budget in experiment.budgets(attack, SPECS["dog"]).items():
+        cases = experiment.asked(WORLD, SPECS["dog"], attack, name, budget)
+        for source, victim in experiment.sources(name, budget, victims).items():
+            experiment.attempt(name, victim, pipe, cases, WORLD, SPECS["dog"], budget).save(
                 folder / f"{source}-{name}.safetensors"
             )
     judge = Judge(WORLD.objects, WORLD.styles).eval()
-    table, shown = stages.draw_attempts(victims, folder, attack, WORLD, SPECS["dog"], judge, GENERATE, EVALUATE)
+    table, shown = experiment.draw_attempts(victims, folder, attack, WORLD, SPECS["dog"], judge, GENERATE, EVALUATE)
     return {"folder": folder, "victims": victims, "table": table, "shown": shown, "judge": judge}
 
 
@@ -234,30 +235,30 @@ def test_every_attempt_is_drawn_by_the_models_it_is_meant_for(drawn):
 def test_tables_count_what_was_drawn(drawn, tmp_path):
     table = drawn["table"].copy()
     table["hit"] = np.random.default_rng(0).random(len(table)) < 0.5
-    success = tables.success(table)
+    success = statistics.success(table)
     own = table[(table.method == "uce") & (table.attack == "unlearndiff") & (table.source == "uce")]
     row = success[(success.method == "uce") & (success.attack == "unlearndiff")].iloc[0]
     assert (row.n, row.successes, row.prompts) == (2, own.hit.sum(), own.asked.nunique())
-    transfer = tables.transfer(table)
+    transfer = statistics.transfer(table)
     crossed = table[(table.method == "rece") & (table.source == "uce") & (table.attack == "unlearndiff")]
     row = transfer[(transfer.source == "uce") & (transfer.method == "rece")].iloc[0]
     assert row.successes == crossed.hit.sum() and "control" not in set(transfer.source)
-    union = tables.union(table).set_index(["method", "scope"])
+    union = statistics.union(table).set_index(["method", "scope"])
     for scope, kinds in {"words": ["plain", "words"], "text": ["plain", "words", "unlearndiff"]}.items():
         mine = table[(table.method == "uce") & table.attack.isin(kinds) & table.source.isin(["any", "uce"])]
         n = mine.groupby("attack").case.count().min()
         hit = [mine[mine.case == case].hit.any() for case in range(n)]
         assert (union.loc[("uce", scope)].n, union.loc[("uce", scope)].successes) == (n, sum(hit))
-    both = tables.pooled(pd.concat([success, success]), ["method", "attack"])
+    both = statistics.pooled(pd.concat([success, success]), ["method", "attack"])
     assert (both.successes.to_numpy() == 2 * success.successes.to_numpy()).all()
-    assert both.iloc[0].low == metrics.wilson(2 * success.iloc[0].successes, 2 * success.iloc[0].n)[0]
+    assert both.iloc[0].low == statistics.wilson(2 * success.iloc[0].successes, 2 * success.iloc[0].n)[0]
 
 
 def test_found_prompts_are_written_with_what_they_showed(drawn, tmp_path):
     import json
 
     table, tokenizer = drawn["table"], drawn["victims"]["original"].tokenizer
-    n = store.write_prompts(tmp_path / "prompts.jsonl", table, "dog", BUDGETS, tokenizer, 0.005)
+    n = results.write_prompts(tmp_path / "prompts.jsonl", table, "dog", BUDGETS, tokenizer, 0.005)
     lines = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
     assert len(lines) == n == 3 + 3 * 2  # synonyms, and two prompts for each of two erased models and the control
     for line in lines:
@@ -284,7 +285,7 @@ def test_frontier_measures_every_eraser_of_the_grid():
         "grid": grid,
         "attacks": {"plain": {}, "closed_form": {}},
     }
-    table = stages.frontier(pipe, judge, WORLD, SPECS["dog"], erase, sweep, GENERATE)
+    table = experiment.frontier(pipe, judge, WORLD, SPECS["dog"], erase, sweep, GENERATE)
     assert list(table.method) == ["uce", "uce", "rece", "rece", "anchored", "anchored"]
     assert list(table.lamb[:2]) == [0.5, 5.0] and list(table["auto"]) == [False, False, False, True, False, False]
     assert table.certified.iloc[-2] > table.certified.iloc[0] > 0 and (table.text_attack == "plain").all()
@@ -292,7 +293,7 @@ def test_frontier_measures_every_eraser_of_the_grid():
 
 def test_certificates_follow_the_rounds(pipe):
     erasers = {"uce": rece.erase(pipe, "dog", rounds=0), "rece": rece.erase(pipe, "dog", rounds=2)}
-    table = stages.certificates(pipe, erasers, WORLD, {**SPECS["dog"], "target": " "})
+    table = experiment.certificates(pipe, erasers, WORLD, {**SPECS["dog"], "target": " "})
     assert list(zip(table.method, table["round"], strict=True)) == [("original", 0), ("uce", 0)] + [
         ("rece", n) for n in range(3)
     ]
@@ -302,20 +303,20 @@ def test_certificates_follow_the_rounds(pipe):
 
 def test_figures_are_drawn(drawn, tmp_path, pipe):
     images = drawn["shown"]["uce", "plain"][0]
-    store.write_images(tmp_path, drawn["shown"])
-    again = store.read_images(tmp_path)
+    results.write_images(tmp_path, drawn["shown"])
+    again = results.read_images(tmp_path)
     for key, (images, hits) in drawn["shown"].items():
         assert np.array_equal(again[key][0], images) and np.array_equal(again[key][1], hits)
-    success = tables.success(drawn["table"]).assign(concept="dog", kind="object")
+    success = statistics.success(drawn["table"]).assign(concept="dog", kind="object")
     random = np.random.default_rng(0)
     points = pd.DataFrame({"method": ["uce", "rece"] * 4, "certified": random.random(8), "text": random.random(8)})
     points["embedding"], points["concept"], points["kind"] = 1 - points.certified, "dog", ["object", "style"] * 4
-    found = tables.correlations(points)
+    found = statistics.correlations(points)
     for scope in ("pooled", "within"):
         assert found["embedding"][scope]["rho"] == pytest.approx(-1) == found["embedding"][scope]["high"]
     apart = pd.DataFrame({"concept": ["a"] * 4 + ["b"] * 4, "certified": [1, 2, 3, 4, 11, 12, 13, 14]})
     apart["text"], apart["embedding"] = [4, 3, 2, 1, 9, 8, 7, 6], 0.0
-    told = tables.correlations(apart)
+    told = statistics.correlations(apart)
     assert told["text"]["pooled"]["rho"] > 0.4 and told["text"]["within"]["rho"] == pytest.approx(-1)
     assert np.isnan(told["embedding"]["pooled"]["rho"])
     front = pd.DataFrame({"concept": "dog", "method": ["uce", "rece", "rece"], "text": [0.5, 0.2, 0.3]})
@@ -327,10 +328,10 @@ def test_figures_are_drawn(drawn, tmp_path, pipe):
         [
             figures.rates(success),
             figures.heatmap(success),
-            figures.grid(*stages.by_method(drawn["shown"]), title="dog"),
+            figures.grid(*experiment.by_method(drawn["shown"]), title="dog"),
             figures.frontier(front),
             figures.certificate(points, found),
-            figures.transfer(tables.transfer(drawn["table"])),
+            figures.transfer(statistics.transfer(drawn["table"])),
             figures.rows({"a": images, "b": images[:1]}, {"a": np.array([True, False])}),
             figures.distances({"uce": rece.certify(pipe, None, "dog", others=["cat"], synonyms=["puppy"]).words}),
             figures.singular_values({"dog": {"uce": np.array([1.0, 0.1])}}),

@@ -8,8 +8,8 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from rece import attacks, vocabulary
-from rece.attacks import homoglyph, misspelling, mma, respell, ring_a_bell
+from rece import attacks
+from rece.attacks import _tokens, homoglyph, misspelling, mma, respell, ring_a_bell
 
 DOG = {"name": "dog", "words": ["dog", "hot dog"], "pairs": [["a dog", "a"], ["my dog", "my"]]}
 PROMPTS, SEEDS = ["a dog", "my dog", "dog b"], [7, 8, 9]
@@ -49,7 +49,7 @@ def test_the_loss_never_rises_and_is_that_of_the_returned_text(pipe, name, budge
     attempts = run(name, pipe, **budget)
     literal = {"ring_a_bell": ring_a_bell_loss, "mma": mma_loss}[name]
     assert attempts.access == "grey" and attempts.evaluations == 0 and attempts.embeds is None
-    words, ids = vocabulary.whole_words(pipe.tokenizer)
+    words, ids = _tokens.whole_words(pipe.tokenizer)
     allowed = dict(zip(words, ids.tolist(), strict=True))
     for text, prompt, losses in zip(attempts.prompts, PROMPTS, attempts.losses, strict=True):
         assert len(losses) == budget.get("generations", budget.get("steps"))
@@ -127,7 +127,7 @@ def test_two_text_encoders_are_refused(xl, name, budget):
 
 
 def test_one_word_is_the_best_of_all_words(pipe):
-    words, _ = vocabulary.whole_words(pipe.tokenizer)
+    words, _ = _tokens.whole_words(pipe.tokenizer)
     budget = {"length": 1, "population": 60, "generations": 150, "progress": False}
     attempts = run("ring_a_bell", pipe, **budget)
     for text, prompt in zip(attempts.prompts, PROMPTS, strict=True):
@@ -241,7 +241,7 @@ def test_forbidden_words_never_occur(pipe):
 
 def test_what_names_a_concept(monkeypatch, pipe):
     words = "horse Horses warhorse rse O x hot dogma shot do z - shirts hotdogs".split()
-    monkeypatch.setattr(vocabulary, "whole_words", lambda tokenizer: (words, torch.arange(100, 100 + len(words))))
+    monkeypatch.setattr(_tokens, "whole_words", lambda tokenizer: (words, torch.arange(100, 100 + len(words))))
     concept = [{"name": "a", "words": ["HORSE"]}, {"name": "b", "words": ["big hotdog", "t-shirt"], "held_out": ["z"]}]
     kept, ids = mma.unnamed(pipe.tokenizer, concept)
     assert kept == ["x", "dogma", "shot", "z"] and [words[i - 100] for i in ids] == kept

@@ -9,9 +9,9 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from rece import attacks, denoise, erase, textspace, vocabulary
-from rece.attacks import p4d_k, p4d_n
-from rece.generate import generate
+from rece import attacks, erase, layers
+from rece.attacks import _denoise, _tokens, p4d_k, p4d_n
+from rece.images import generate
 
 DOG = {"name": "dog", "words": ["dog", "hot dog"]}
 CAT = {"name": "cat", "words": ["cat"]}
@@ -47,7 +47,7 @@ def predicts(kind, *pipes):
 def task(victim, n=3, teacher=None, **other):
     latents = torch.randn(n, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     passes = {"score_times": 2, "batch_size": 2, "bf16": False, "draw": 0} | other
-    return denoise.Denoising(victim, latents, SEEDS[:n], teacher=teacher, **passes)
+    return _denoise.Denoising(victim, latents, SEEDS[:n], teacher=teacher, **passes)
 
 
 # What they share
@@ -67,8 +67,8 @@ def test_noising_is_the_schedulers(victim, kind):
 
 @pytest.mark.parametrize("taught", [False, True])
 def test_the_loss_and_its_gradient_are_literal(victim, pipe, taught):
-    embeds = textspace.encode(victim, PROMPTS).float().requires_grad_()
-    asked = textspace.encode(pipe, PROMPTS).float()
+    embeds = layers.encode(victim, PROMPTS).float().requires_grad_()
+    asked = layers.encode(pipe, PROMPTS).float()
     denoising = task(victim, teacher=(pipe, asked) if taught else None)
     rows, ts = [2, 0, 1], torch.tensor([900, 10, 400])
     noise = denoising.noise(rows)
@@ -86,9 +86,9 @@ def test_the_loss_and_its_gradient_are_literal(victim, pipe, taught):
 
 
 def test_the_score_is_the_mean_loss_at_the_fixed_points(victim):
-    embeds = textspace.encode(victim, PROMPTS).float()
+    embeds = layers.encode(victim, PROMPTS).float()
     denoising = task(victim)
-    generators = [torch.Generator().manual_seed(denoise.mix(0, seed)) for seed in SEEDS]
+    generators = [torch.Generator().manual_seed(_denoise.mix(0, seed)) for seed in SEEDS]
     literal = 0
     with torch.no_grad():
         for t in (250, 750):
@@ -147,18 +147,18 @@ def test_one_update_is_a_literal_adamw_step_straight_through(victim, pipe, monke
 
     monkeypatch.setattr(torch.optim, "AdamW", Spy)
     run("p4d_n", victim, pipe, PROMPTS[:1], SEEDS[:1], images=images, updates=1, lr=0.2, weight_decay=0.3)
-    words, known = vocabulary.whole_words(victim.tokenizer)
+    words, known = _tokens.whole_words(victim.tokenizer)
     embedding = victim.text_encoder.get_input_embeddings()
-    generator = torch.Generator().manual_seed(denoise.mix(0, SEEDS[0]))
+    generator = torch.Generator().manual_seed(_denoise.mix(0, SEEDS[0]))
     torch.randn(2, 4, 8, 8, generator=generator)  # the noise of the candidates' score
     picks = torch.randint(len(known), (4,), generator=generator)
     torch.testing.assert_close(seen["before"], embedding(known[picks])[None].detach())
     t, noise = torch.randint(1000, (1,), generator=generator), torch.randn(1, 4, 8, 8, generator=generator)
-    noisy = victim.scheduler.add_noise(denoise.latents(pipe, images, 1), noise, t)
-    ids = vocabulary.place(victim.tokenizer, [""], 4)
+    noisy = victim.scheduler.add_noise(_denoise.latents(pipe, images, 1), noise, t)
+    ids = _tokens.place(victim.tokenizer, [""], 4)
     ids[0, 1:5] = known[picks]
     soft = embedding(known[picks])[None].detach().requires_grad_()
-    with vocabulary.replaced(victim.text_encoder, torch.arange(1, 5)[None], soft):
+    with _tokens.replaced(victim.text_encoder, torch.arange(1, 5)[None], soft):
         embeds = victim.text_encoder(ids)[0]
     with torch.no_grad():
         asked = pipe.encode_prompt(PROMPTS[0], "cpu", 1, False)[0]
@@ -177,9 +177,9 @@ def test_returned_prompts_have_the_stated_loss(victim, pipe, name, kind):
     images = generate(pipe, PROMPTS, SEEDS, steps=2, progress=False)
     attempts = run(name, victim, pipe, images=images)
     assert attempts.access == "white" and attempts.evaluations == 4 + 2 * 2
-    latents = denoise.latents(pipe, images, 3)
+    latents = _denoise.latents(pipe, images, 3)
     for row, (prompt, losses) in enumerate(zip(attempts.prompts, attempts.losses, strict=True)):
-        generator, literal = torch.Generator().manual_seed(denoise.mix(0, SEEDS[row])), 0.0
+        generator, literal = torch.Generator().manual_seed(_denoise.mix(0, SEEDS[row])), 0.0
         for t in (250, 750):
             noise = torch.randn(1, 4, 8, 8, generator=generator)
             noisy = victim.scheduler.add_noise(latents[row : row + 1], noise, torch.tensor([t]))
@@ -193,7 +193,7 @@ def test_returned_prompts_have_the_stated_loss(victim, pipe, name, kind):
 
 
 def test_p4d_n_returns_its_words_alone(victim, pipe):
-    words, ids = vocabulary.whole_words(pipe.tokenizer)
+    words, ids = _tokens.whole_words(pipe.tokenizer)
     allowed = dict(zip(words, ids.tolist(), strict=True))
     for prompt in run("p4d_n", victim, pipe).prompts:
         assert len(prompt.split()) == 4
@@ -214,7 +214,7 @@ def test_p4d_k_keeps_the_prompt_and_its_order(victim, pipe, prompt, every, cuts)
     found = pipe.tokenizer(found, add_special_tokens=False).input_ids
     places = [cut + i for i, cut in enumerate(cuts)]
     assert [i for place, i in enumerate(found) if place not in places] == own
-    assert {found[place] for place in places} <= set(vocabulary.whole_words(pipe.tokenizer)[1].tolist())
+    assert {found[place] for place in places} <= set(_tokens.whole_words(pipe.tokenizer)[1].tolist())
 
 
 def test_a_free_token_never_splits_a_word(pipe):
@@ -334,7 +334,7 @@ def test_the_word_is_one_for_all_prompts_and_solves_the_task(victim, pipe, monke
 def test_rows_add_one_matrix_to_the_prompt_without_the_word(victim, pipe):
     prompts = ["a dog b", "hot dog, c"]
     attempts = run("inversion", victim, pipe, prompts, [1, 2], space="rows")
-    added = attempts.embeds - textspace.encode(pipe, ["a b", ", c"]).float()
+    added = attempts.embeds - layers.encode(pipe, ["a b", ", c"]).float()
     assert added.abs().max() > 0.01
     torch.testing.assert_close(added[0], added[1], atol=1e-5, rtol=0)
 
@@ -364,7 +364,7 @@ def test_lessons_are_the_originals_images_of_the_prompts_by_other_seeds(victim, 
         drawn.update(original=original, prompts=prompts, seeds=seeds)
         return generate(original, prompts, seeds, **drawing)
 
-    monkeypatch.setattr(denoise, "generate", spy)
+    monkeypatch.setattr(_denoise, "generate", spy)
     run("inversion", victim, pipe, images_per=7)
     assert drawn["original"] is pipe and len(set(drawn["seeds"])) == 7 and not set(drawn["seeds"]) & set(SEEDS)
     assert {drawn["prompts"].count(prompt) for prompt in PROMPTS} == {2, 3} and len(drawn["prompts"]) == 7
@@ -394,7 +394,7 @@ def test_models_are_left_alone_and_bf16_runs(victim, pipe, name):
     ],
 )
 def test_bad_budgets(victim, pipe, name, budget, message, monkeypatch):
-    monkeypatch.delattr(denoise, "generate")  # nothing may be drawn
+    monkeypatch.delattr(_denoise, "generate")  # nothing may be drawn
     with pytest.raises(ValueError, match=message):
         run(name, victim, pipe, **budget)
 
@@ -416,7 +416,7 @@ LONG = "dog a b c d e f g h i j k l m n o p q"
     ],
 )
 def test_bad_calls(victim, pipe, name, prompts, budget, message, monkeypatch):
-    monkeypatch.delattr(denoise, "generate")
+    monkeypatch.delattr(_denoise, "generate")
     with pytest.raises(ValueError, match=message):
         run(name, victim, pipe, prompts, **budget)
 

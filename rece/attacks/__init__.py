@@ -82,7 +82,7 @@ class Attempts:
 
 def names() -> list[str]:
     """The attacks there are, in alphabetical order."""
-    return sorted(module.name for module in iter_modules(__path__))
+    return sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def access(name: str) -> str:

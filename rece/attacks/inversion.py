@@ -9,8 +9,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
-from rece import denoise, textspace
-from rece.attacks import Attempts, _named, _whole
+from rece import layers
+from rece.attacks import Attempts, _denoise, _named, _whole
 
 ACCESS = "white"
 
@@ -64,7 +64,7 @@ def attack(
     """
     counts = {"tokens": tokens, "updates": updates, "images_per": images_per, "check_every": check_every}
     counts |= {"score_times": score_times, "steps": steps, "batch_size": batch_size}
-    denoise.check(victim, prompts, seeds, counts=counts, rates={"lr": lr, "weight_decay": weight_decay})
+    _denoise.check(victim, prompts, seeds, counts=counts, rates={"lr": lr, "weight_decay": weight_decay})
     if space not in ("word", "rows"):
         raise ValueError(f"space must be 'word' or 'rows', not {space!r}")
     device = victim.device
@@ -83,14 +83,14 @@ def attack(
     asked, taught = (_place(victim.tokenizer, some, tokens) if space == "word" else some for some in (cases, lessons))
 
     drawing = {"steps": steps, "guidance": guidance, "batch_size": batch_size, "bf16": bf16, "progress": progress}
-    latents = denoise.draw_latents(original, [prompt for prompt, _ in lessons], lesson_seeds, **drawing)
+    latents = _denoise.draw_latents(original, [prompt for prompt, _ in lessons], lesson_seeds, **drawing)
     passes = {"score_times": score_times, "batch_size": batch_size, "bf16": bf16, "draw": draw}
-    task = denoise.Denoising(victim, latents, lesson_seeds, **passes)
+    task = _denoise.Denoising(victim, latents, lesson_seeds, **passes)
 
     def reader(some) -> Callable[[list[int], Tensor], Tensor]:
         """What turns what is learnt, one per row, into embeds."""
         if space == "rows":
-            base = textspace.encode(original, [re.sub(_whole(word), "", prompt, count=1) for prompt, word in some])
+            base = layers.encode(original, [re.sub(_whole(word), "", prompt, count=1) for prompt, word in some])
             base = base.to(device, torch.float32)
             return lambda rows, learnt: base[rows] + learnt
         ids, slots = (part.to(device) for part in some)
@@ -101,13 +101,13 @@ def attack(
         mean = victim.text_encoder.get_input_embeddings().weight.detach().float().mean(0)
         learnt = mean.repeat(len(names), tokens, 1)
     else:
-        learnt = torch.zeros(len(names), victim.tokenizer.model_max_length, textspace.width(victim), device=device)
+        learnt = torch.zeros(len(names), victim.tokenizer.model_max_length, layers.width(victim), device=device)
     learnt.grad = torch.zeros_like(learnt)
     adam = torch.optim.AdamW([learnt], lr, weight_decay=weight_decay)
     everyone = list(range(len(lessons)))
     owner = torch.arange(len(names), device=device).repeat_interleave(images_per)
     slopes = learnt.new_zeros(len(lessons), *learnt.shape[1:])
-    found, evaluations = denoise.Candidates(names), 0
+    found, evaluations = _denoise.Candidates(names), 0
     with task.underway():
         for step in tqdm(range(updates + 1), desc="inversion", delay=1, leave=False, disable=not progress):
             if step % check_every == 0 or step == updates:

@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from rece import vocabulary
-from rece.attacks import Attempts
-from rece.generate import bfloat16
+from rece.attacks import Attempts, _tokens
+from rece.images import bfloat16
 
 ACCESS = "grey"
 
@@ -72,7 +71,7 @@ def attack(
     randoms = [np.random.default_rng([draw, seed]) for seed in seeds]
     found, history = [], []
     bar = tqdm(total=len(prompts) * steps, desc="mma", delay=1, leave=False, disable=not progress)
-    with bar, vocabulary.frozen(encoder), torch.no_grad():
+    with bar, _tokens.frozen(encoder), torch.no_grad():
         for prompt, random in zip(prompts, randoms, strict=True):
             target = pooled(tokenizer([prompt], truncation=True, return_tensors="pt").input_ids.to(device))
             picks = torch.as_tensor(random.integers(len(ids), size=length), device=device)
@@ -80,7 +79,7 @@ def attack(
             for _ in range(steps):
                 with torch.enable_grad():
                     soft = table[picks][None].requires_grad_()
-                    with vocabulary.replaced(encoder, slots, soft):
+                    with _tokens.replaced(encoder, slots, soft):
                         (slope,) = torch.autograd.grad(loss(picks[None], target).sum(), soft)
                 good = (slope[0] @ table.T).topk(top_k, largest=False).indices
                 drawn = torch.as_tensor(random.integers(top_k, size=batch), device=device)
@@ -93,12 +92,12 @@ def attack(
                 history[-1].append(min([lowest, *history[-1][-1:]]))
                 bar.update()
             text = " ".join(words[pick] for pick in best.tolist())
-            found.append(vocabulary.checked(tokenizer, text, framed(ids[best][None], empty)[0].tolist()))
+            found.append(_tokens.checked(tokenizer, text, framed(ids[best][None], empty)[0].tolist()))
     return Attempts(found, seeds, losses=history)
 
 
 def unnamed(tokenizer, concept: dict | list[dict]) -> tuple[list[str], Tensor]:
-    """The whole words (see vocabulary.whole_words) that neither contain a word of concept["words"] nor are a piece of
+    """The whole words (see _tokens.whole_words) that neither contain a word of concept["words"] nor are a piece of
     one, in whatever case: (words, ids). Of a name of several words, the longest one must not be contained.
 
     So no sequence of them, joined by spaces, contains a word of the concept. Held-out words may occur. The published
@@ -107,7 +106,7 @@ def unnamed(tokenizer, concept: dict | list[dict]) -> tuple[list[str], Tensor]:
     members = [concept] if isinstance(concept, dict) else concept
     names = [name.lower() for member in members for name in member["words"]]
     longest = [max(re.findall(r"\w+", name) or [name], key=len) for name in names]
-    words, ids = vocabulary.whole_words(tokenizer)
+    words, ids = _tokens.whole_words(tokenizer)
     kept = [
         i
         for i, word in enumerate(map(str.lower, words))

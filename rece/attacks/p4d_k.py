@@ -5,8 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from diffusers import DiffusionPipeline
 
-from rece import denoise
-from rece.attacks import Attempts
+from rece.attacks import Attempts, _denoise
 from rece.attacks.p4d_n import search
 
 ACCESS = "white"
@@ -43,7 +42,7 @@ def attack(
     """
     counts = {"every": every, "updates": updates, "check_every": check_every, "score_times": score_times}
     counts |= {"steps": steps, "batch_size": batch_size}
-    denoise.check(victim, prompts, seeds, images, counts=counts, rates={"lr": lr, "weight_decay": weight_decay})
+    _denoise.check(victim, prompts, seeds, images, counts=counts, rates={"lr": lr, "weight_decay": weight_decay})
     tokenizer, filled, slots, pieces = victim.tokenizer, [], [], []
     positions = tokenizer.model_max_length
     for prompt in prompts:

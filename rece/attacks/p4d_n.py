@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from rece import denoise, textspace, vocabulary
-from rece.attacks import Attempts
+from rece import layers
+from rece.attacks import Attempts, _denoise, _tokens
 
 ACCESS = "white"
 
@@ -44,8 +44,8 @@ def attack(
     """
     counts = {"tokens": tokens, "updates": updates, "check_every": check_every, "score_times": score_times}
     counts |= {"steps": steps, "batch_size": batch_size}
-    denoise.check(victim, prompts, seeds, images, counts=counts, rates={"lr": lr, "weight_decay": weight_decay})
-    ids = vocabulary.place(victim.tokenizer, [""] * len(prompts), tokens)
+    _denoise.check(victim, prompts, seeds, images, counts=counts, rates={"lr": lr, "weight_decay": weight_decay})
+    ids = _tokens.place(victim.tokenizer, [""] * len(prompts), tokens)
     slots = [list(range(1, 1 + tokens))] * len(prompts)
     return search(
         victim, prompts, seeds, ids, slots, lambda row, words: " ".join(words), original=original, updates=updates,
@@ -109,22 +109,22 @@ def search(
     if kinds[0] != kinds[1]:
         raise ValueError(f"victim must predict what original does ({kinds[0]}), not {kinds[1]}")
     device, encoder = victim.device, victim.text_encoder
-    words, known = vocabulary.whole_words(victim.tokenizer)
+    words, known = _tokens.whole_words(victim.tokenizer)
     filled = ids.clone()
 
     def text(row: int, picks: Tensor) -> str:
         picks = picks[: len(slots[row])].cpu()
         filled[row, slots[row]] = known[picks]
         composed = compose(row, [words[pick] for pick in picks.tolist()])
-        return vocabulary.checked(victim.tokenizer, composed, filled[row].tolist())
+        return _tokens.checked(victim.tokenizer, composed, filled[row].tolist())
 
     for row, some in enumerate(slots):
         text(row, torch.zeros(len(some), dtype=torch.long))
 
     drawing = {"steps": steps, "guidance": guidance, "batch_size": batch_size, "bf16": bf16, "progress": progress}
-    latents = denoise.draw_latents(original, prompts, seeds, images, **drawing)
+    latents = _denoise.draw_latents(original, prompts, seeds, images, **drawing)
     passes = {"score_times": score_times, "batch_size": batch_size, "bf16": bf16, "draw": draw}
-    task = denoise.Denoising(victim, latents, seeds, teacher=(original, textspace.encode(original, prompts)), **passes)
+    task = _denoise.Denoising(victim, latents, seeds, teacher=(original, layers.encode(original, prompts)), **passes)
 
     drawers = zip(slots, task.generators, strict=True)
     first = [torch.randint(len(known), (len(some),), generator=generator) for some, generator in drawers]
@@ -144,7 +144,7 @@ def search(
     def read(rows: list[int]) -> Tensor:
         return task.encode(full(rows, nearest(vectors[rows], units)))
 
-    found, evaluations = denoise.Candidates(seeds, succeeded), 0
+    found, evaluations = _denoise.Candidates(seeds, succeeded), 0
     with task.underway():
         for step in tqdm(range(updates), desc="p4d", delay=1, leave=False, disable=not progress):
             for rows in task.batches(found.running):

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rece import textspace, vocabulary
-from rece.attacks import Attempts, concept_vector, mma
-from rece.generate import bfloat16
+from rece import layers
+from rece.attacks import Attempts, _tokens, concept_vector, mma
+from rece.images import bfloat16
 
 ACCESS = "grey"
 
@@ -57,7 +57,7 @@ def attack(
         raise ValueError(f"eta must be a finite number, not {eta}")
     device, tokenizer = original.device, original.tokenizer
     bf16 = bfloat16(device, bf16)
-    words, ids = mma.unnamed(tokenizer, concept) if forbidden else vocabulary.whole_words(tokenizer)
+    words, ids = mma.unnamed(tokenizer, concept) if forbidden else _tokens.whole_words(tokenizer)
     randoms = [np.random.default_rng([draw, seed]) for seed in seeds]
     shift = eta * concept_vector.vector(original, concept)
     ids, empty = ids.to(device), tokenizer("", padding="max_length", return_tensors="pt").input_ids[0].to(device)
@@ -76,7 +76,7 @@ def attack(
     found, history = [], []
     with tqdm(total=len(prompts) * generations, desc="ring_a_bell", delay=1, leave=False, disable=not progress) as bar:
         for prompt, random in zip(prompts, randoms, strict=True):
-            goal = (textspace.encode(original, [prompt]) + shift).float()
+            goal = (layers.encode(original, [prompt]) + shift).float()
             history.append([])
             score = partial(losses, goal=goal)
             for best, loss in search(score, len(ids), length, population, generations, random):
@@ -84,7 +84,7 @@ def attack(
                 history[-1].append(loss)
                 bar.update()
             text = " ".join(words[pick] for pick in winner)
-            found.append(vocabulary.checked(tokenizer, text, full(winner[None])[0].tolist()))
+            found.append(_tokens.checked(tokenizer, text, full(winner[None])[0].tolist()))
     return Attempts(found, seeds, losses=history)
 
 

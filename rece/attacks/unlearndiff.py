@@ -9,8 +9,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
-from rece import denoise, vocabulary
-from rece.attacks import Attempts
+from rece.attacks import Attempts, _denoise, _tokens
 
 ACCESS = "white"
 
@@ -69,16 +68,16 @@ def attack(
     counts = {"tokens": tokens, "updates": updates, "times": times, "score_times": score_times, "steps": steps}
     counts |= {"batch_size": batch_size, "check_every": 1 if check_every is None else check_every}
     rates = {"lr": lr, "weight_decay": weight_decay}
-    denoise.check(victim, prompts, seeds, images, counts=counts, rates=rates)
+    _denoise.check(victim, prompts, seeds, images, counts=counts, rates=rates)
     n, device = len(prompts), victim.device
-    ids = vocabulary.place(victim.tokenizer, prompts, tokens).to(device)
-    words, known = vocabulary.whole_words(victim.tokenizer)
+    ids = _tokens.place(victim.tokenizer, prompts, tokens).to(device)
+    words, known = _tokens.whole_words(victim.tokenizer)
     known = known.to(device)
 
     drawing = {"steps": steps, "guidance": guidance, "batch_size": batch_size, "bf16": bf16, "progress": progress}
-    latents = denoise.draw_latents(original, prompts, seeds, images, **drawing)
+    latents = _denoise.draw_latents(original, prompts, seeds, images, **drawing)
     passes = {"score_times": score_times, "batch_size": batch_size, "bf16": bf16, "draw": draw}
-    task = denoise.Denoising(victim, latents, seeds, **passes)
+    task = _denoise.Denoising(victim, latents, seeds, **passes)
 
     def encode(rows: list[int], picks: Tensor, soft: Tensor | None = None) -> Tensor:
         full = ids[rows].clone()
@@ -89,7 +88,7 @@ def attack(
     def text(row: int, picks: Tensor) -> str:
         found = " ".join([*(words[pick] for pick in picks.tolist()), prompts[row]]).rstrip()
         attacked = [*ids[row, :1].tolist(), *known[picks].tolist(), *ids[row, 1 + tokens :].tolist()]
-        return vocabulary.checked(victim.tokenizer, found, attacked)
+        return _tokens.checked(victim.tokenizer, found, attacked)
 
     path = [int((step * times // updates + 0.5) * task.horizon / times) for step in range(updates)]
     check_every = max(1, updates // times) if check_every is None else check_every
@@ -97,7 +96,7 @@ def attack(
     simplex = torch.full((n, tokens, len(known)), 1 / len(known), device=device)
     simplex.grad = torch.zeros_like(simplex)
     adam = torch.optim.Adam([simplex], lr, weight_decay=weight_decay)
-    found, evaluations = denoise.Candidates(seeds, succeeded), 0
+    found, evaluations = _denoise.Candidates(seeds, succeeded), 0
     with task.underway():
         for step in tqdm(range(updates), desc="unlearndiff", delay=1, leave=False, disable=not progress):
             for rows in task.batches(found.running):

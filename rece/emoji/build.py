@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from rece.emoji import images, text, train, world
 from rece.emoji.world import World
-from rece.generate import generate as draw
+from rece.images import generate as draw
 from rece.judges.embedded import Judge
 
 SIDE = 64  # px

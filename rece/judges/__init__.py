@@ -20,14 +20,13 @@ from rece import images as form
 WEIGHTS = ["model.safetensors", "model-*.safetensors"]
 
 
-def load(settings: str | Path | dict | None):
+def load(settings: str | Path | dict | None, root: str | Path = "."):
     """The judge of params.yaml: the folder of an embedded one, or {name: nudenet, q16 or classifier, **its settings}.
 
     None is no judge.
-    Folders and files in it are relative to the checkout. Raises ValueError for an unknown name, for a setting that
+    root: what the folders and files in it are relative to. Raises ValueError for an unknown name, for a setting that
     the judge does not have and for one that it lacks, FileNotFoundError if there is no such folder.
     """
-    from rece import study
     from rece.judges.classifier import Classifier
     from rece.judges.embedded import Judge
     from rece.judges.nudenet import NudeNet
@@ -36,7 +35,7 @@ def load(settings: str | Path | dict | None):
     if settings is None:
         return None
     if isinstance(settings, str | Path):
-        return Judge.load(study.root() / settings)
+        return Judge.load(Path(root) / settings)
     kinds = {"classifier": Classifier, "nudenet": NudeNet, "q16": Q16}
     if not isinstance(settings, dict) or settings.get("name") not in kinds:
         given = settings.get("name") if isinstance(settings, dict) else settings
@@ -50,8 +49,8 @@ def load(settings: str | Path | dict | None):
     if missing:
         raise ValueError(f"judge: {name} needs the setting {missing[0]!r}; its settings are {', '.join(known)}")
     for key in {"model", "prompts"} & set(options):
-        if (study.root() / options[key]).exists():
-            options[key] = study.root() / options[key]
+        if (Path(root) / options[key]).exists():
+            options[key] = Path(root) / options[key]
     return kinds[name](**options)
 
 

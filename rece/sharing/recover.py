@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rece import erasing, families, files, solver, textspace
+from rece import erasing, families, files, layers, solver
 from rece.eraser import Eraser
 
 TOLERANCE = 0.05  # of recover: published code inverts in float32, which leaves about 0.01; training leaves 0.9
@@ -95,7 +95,7 @@ def apply_weights(pipe: DiffusionPipeline, weights: dict[str, Tensor]) -> dict[s
     Raises ValueError, and changes nothing, on unknown names, other shapes, values too large for the model's dtype, or
     a pipeline that carries an eraser.
     """
-    if textspace.fused(pipe) is not None:
+    if layers.fused(pipe) is not None:
         raise ValueError("the pipeline carries an eraser: remove it before loading weights")
     own = _parameters(pipe)
     weights = _merged(pipe, weights, own)
@@ -135,8 +135,8 @@ def recover(
         source = {"file": path.name, "sha256": files.sha256(path)}
     solver.positive(tolerance, "tolerance", or_zero=True)
     own = _parameters(pipe)
-    layers = {path: textspace.originals(pipe, path) for path in families.paths(pipe)}
-    whole = {f"{name}.weight" for read in layers.values() for name in read}
+    readers = {path: layers.originals(pipe, path) for path in families.paths(pipe)}
+    whole = {f"{name}.weight" for read in readers.values() for name in read}
     weights = _merged(pipe, weights, own)
     _check(pipe, weights, own)
     unchanged, unexplained = [], []
@@ -145,8 +145,8 @@ def recover(
             (unchanged if _same(weight, own[name]) else unexplained).append(name)
 
     maps, rows, lost, changed, rounded = {}, [], 0.0, 0.0, 0.0
-    for path, read in layers.items():
-        d = textspace.width(pipe, path)
+    for path, read in readers.items():
+        d = layers.width(pipe, path)
         edited = {}
         for name, W in read.items():
             given = weights.get(f"{name}.weight")
@@ -221,11 +221,11 @@ def _check_lora(path: Path, names: dict[str, Tensor]) -> None:
 
 def _merged(pipe: DiffusionPipeline, weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights W + (alpha / rank) B A of a LoRA, float64; other files as they are."""
-    layers = {name.removesuffix(".lora_A.weight") for name in weights if name.endswith(".lora_A.weight")}
-    if not layers:
+    adapted = {name.removesuffix(".lora_A.weight") for name in weights if name.endswith(".lora_A.weight")}
+    if not adapted:
         return weights
     found = {}
-    for layer in sorted(layers):
+    for layer in sorted(adapted):
         A, B = (weights.get(f"{layer}.lora_{x}.weight") for x in "AB")
         W = own.get(f"{layer}.weight")
         if W is None or B is None or (B.shape[0], A.shape[1], B.shape[1]) != (*W.shape, A.shape[0]):
@@ -238,7 +238,7 @@ def _merged(pipe: DiffusionPipeline, weights: dict[str, Tensor], own: dict[str, 
 def _parameters(pipe: DiffusionPipeline) -> dict[str, Tensor]:
     """The weights of the part that reads the prompt, by name, as they are without any eraser."""
     whole = families.model(pipe)
-    kept = getattr(whole, textspace.KEPT, None)
+    kept = getattr(whole, layers.KEPT, None)
     before = {} if kept is None else {f"{name}.weight": weight for name, weight in kept.weights.items()}
     own = dict(whole.state_dict()) | before
     if any(weight.is_meta for weight in own.values()):

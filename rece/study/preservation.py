@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 from diffusers import DiffusionPipeline
 
-from rece import metrics, scores, study
 from rece.emoji.world import World
-from rece.generate import generate as draw
+from rece.images import generate as draw
+from rece.judges import metrics, scores
 from rece.prompts import match_images
-from rece.stages import ORIGINAL, drawn_in_batches, images_folder
+from rece.study import config, plan, statistics
+from rece.study.experiment import ORIGINAL, drawn_in_batches, images_folder
 
 
 def measure(
@@ -22,7 +23,7 @@ def measure(
     """
     if "asked" in concept:
         return kept_sets(victims, concept, judge, generate, evaluate)
-    others = study.others(world, concept, evaluate["n"], evaluate["seed"])
+    others = plan.others(world, concept, evaluate["n"], evaluate["seed"])
     rows, reference = [], None
     for method, pipe in victims.items():
         images = draw(pipe, list(others.prompt), list(others.seed), **generate)
@@ -30,7 +31,7 @@ def measure(
         objects, styles = judge.labels(images)
         row = {"method": method, "n": len(others)}
         for kind, right in (("object", objects == others.object), ("style", styles == others["style"])):
-            score = metrics.success(right.to_numpy())
+            score = statistics.success_rate(right.to_numpy())
             row |= {f"{kind}_accuracy": score["rate"], f"{kind}_low": score["low"], f"{kind}_high": score["high"]}
         row["drift"] = metrics.drift(images, reference).mean_abs
         row |= {"judge_fid": metrics.fid(images, reference, judge), "judge_kid": metrics.kid(images, reference, judge)}
@@ -51,7 +52,7 @@ def kept_sets(
     """
     settings, sets = evaluate["scores"] or {}, {}
     for name, source in concept.get("kept", {}).items():
-        rows, wanted = study.from_file(source), source["scores"]
+        rows, wanted = plan.from_file(source), source["scores"]
         unknown = sorted(set(wanted) - set(settings))
         if unknown:
             raise ValueError(f"kept.{name}: no settings for {unknown[0]!r} in evaluate.scores")
@@ -68,7 +69,7 @@ def kept_sets(
             elif "coco_id" not in rows:
                 raise ValueError(f"kept.{name}: fid needs a column coco_id, which {source['file']} lacks")
             else:
-                photographs = match_images(rows.coco_id, study.root() / folder)
+                photographs = match_images(rows.coco_id, config.root() / folder)
         sets[name] = rows, wanted, photographs
     found = []
     for name, (rows, wanted, photographs) in sets.items():
@@ -86,7 +87,7 @@ def kept_sets(
                 keywords = {key: value for key, value in settings[score].items() if key != "reference"}
                 if score == "accuracy":
                     answers = [judge.answers(pictures, part.reset_index(drop=True)) for part, pictures in batches()]
-                    right = metrics.success(study.hits(judge, pd.concat(answers, ignore_index=True)))
+                    right = statistics.success_rate(plan.hits(judge, pd.concat(answers, ignore_index=True)))
                     found.append(row | {"value": right["rate"], "low": right["low"], "high": right["high"]})
                 elif score == "clip":
                     found.append(row | _mean(scores.clip_score(images(), list(rows.prompt), **keywords)))

@@ -36,7 +36,7 @@ def card(
     base_model: the model that was edited, by default the name that the eraser knows; a hub id goes into the front
     matter too. licence: the hub's name of one ("creativeml-openrail-m"); edited weights are derived from the base
     model and carry its licence; None leaves it open and says so. certificate: of `rece.certify`. results: attack
-    success, one row per attack, with columns attack, n, rate, low, high (95 % interval) as `tables.success` makes
+    success, one row per attack, with columns attack, n, rate, low, high (95 % interval) as `statistics.success` makes
     them. What is not given is said to be not measured. kind: see `export.save_folder`. rank: of
     a LoRA that was cut. part: of the pipeline that holds the edited layers.
     Raises ValueError naming the parameter.

@@ -9,9 +9,9 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, constants
 
-from rece import families, files, textspace
-from rece.card import FILES, card
+from rece import families, files, layers
 from rece.eraser import Eraser
+from rece.sharing.card import FILES, card
 
 
 @contextmanager
@@ -42,8 +42,8 @@ def save_weights(eraser: Eraser, pipe: DiffusionPipeline, path: str | Path, dtyp
     weights = {}
     with applied(eraser, pipe):
         for part in ("tokens",) if eraser.pooled is None else ("tokens", "pooled"):
-            for name, layer in textspace.prompt_layers(pipe, part).items():
-                weight = textspace.weight_of(layer).detach()
+            for name, layer in layers.prompt_layers(pipe, part).items():
+                weight = layers.weight_of(layer).detach()
                 weights[f"{name}.weight"] = weight.to("cpu", dtype or weight.dtype, copy=True).contiguous()
     for name, weight in weights.items():
         if not torch.isfinite(weight).all():

@@ -1,4 +1,4 @@
-"""`python -m rece.bench_redteam`: what the certificate and the attacks cost, each beside its literal form, in one run.
+"""`python tests/bench/redteam.py`: the certificate and the attacks, each beside its literal form, in one run.
 
 Certificate: all tokens of a prompt at once from one eigendecomposition, against one eigendecomposition per token, at
 the text widths of Emoji Diffusion's trial (192), Stable Diffusion 1.x (768) and SDXL (2048), on random weights; the
@@ -12,9 +12,11 @@ import time
 
 import torch
 
-from rece import attacks, reach, solver, stages, study
+from rece import attacks, solver
+from rece.certificate import bound
 from rece.emoji import world as worlds
 from rece.erasing import erase
+from rece.study import config, experiment, plan
 
 WIDTHS, TOKENS = (192, 768, 2048), 76
 UPDATES = 10
@@ -27,7 +29,7 @@ ATTACKS = {
 
 
 def certificate(d: int, seed: int = 0) -> dict[str, float]:
-    """Seconds of `reach.bound` for TOKENS random tokens of width d, of the literal form (scaled up from two tokens),
+    """Seconds of `bound` for TOKENS random tokens of width d, of the literal form (scaled up from two tokens),
     and of the floor."""
     random = torch.Generator().manual_seed(seed)
     normal = lambda *shape: torch.randn(*shape, generator=random, dtype=torch.float64)  # noqa: E731
@@ -37,21 +39,21 @@ def certificate(d: int, seed: int = 0) -> dict[str, float]:
     G = solver.gram([normal(2 * d, d)])
     a = normal(1024, 1024)
     rate = 2 * 1024**3 / min(_timed(lambda: a @ a) for _ in range(4))
-    ours = min(_timed(lambda: reach.bound(M, G, C, gamma, beta)) for _ in range(2 if d > 1000 else 4))
-    each = _timed(lambda: [reach.bound(M, G, c[None], gamma, beta) for c in C[:2]]) / 2
+    ours = min(_timed(lambda: bound(M, G, C, gamma, beta)) for _ in range(2 if d > 1000 else 4))
+    each = _timed(lambda: [bound(M, G, c[None], gamma, beta) for c in C[:2]]) / 2
     return {"ours": ours, "literal": each * TOKENS, "floor": (2 * 9 + 3 * 2) * d**3 / rate}
 
 
 def attack(name: str, prompts: int) -> dict[str, float]:
     """Updates times prompts per second of an attack on the embedded model, with `prompts` side by side and one at a
     time; drawing the original's images is part of it in both."""
-    params, world = study.params(), worlds.load()
-    spec, pipe = params["concept"]["horse"], study.load(params["model"])
-    numbers = study.numbers(spec, "uce", params["erase"]["uce"])
-    victim = stages.victim(pipe, erase(pipe, spec["erase"], progress=False, **numbers))
-    cases = study.cases(world, spec, prompts, 500_000)
+    params, world = config.params(), worlds.load()
+    spec, pipe = params["concept"]["horse"], config.load(params["model"])
+    numbers = plan.numbers(spec, "uce", params["erase"]["uce"])
+    victim = experiment.victim(pipe, erase(pipe, spec["erase"], progress=False, **numbers))
+    cases = plan.cases(world, spec, prompts, 500_000)
     budget = {**ATTACKS[name], "steps": 4, "batch_size": prompts, "bf16": "auto", "progress": False}
-    common = {"original": pipe, "concept": study.named(world, spec)}
+    common = {"original": pipe, "concept": plan.named(world, spec)}
     run = lambda some, **other: attacks.run(  # noqa: E731
         name, victim, list(some.prompt), list(some.seed), **common, **{**budget, **other}
     )

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rece import study
+from rece.study import config
 
 
 def write_tables(folder: str | Path, **tables: pd.DataFrame) -> None:
     """Write each table as `folder/<name>.csv`, rounded to six digits."""
-    folder = study.root() / folder
+    folder = config.root() / folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
@@ -24,12 +24,12 @@ def write_images(folder: str | Path, shown: dict) -> None:
         for (method, attack), pair in shown.items()
         for kind, value in zip(("images", "hits"), pair, strict=True)
     }
-    np.savez_compressed(study.root() / folder / "shown.npz", **arrays)
+    np.savez_compressed(config.root() / folder / "shown.npz", **arrays)
 
 
 def read_images(folder: str | Path) -> dict:
     """What `write_images` kept."""
-    with np.load(study.root() / folder / "shown.npz", allow_pickle=False) as file:
+    with np.load(config.root() / folder / "shown.npz", allow_pickle=False) as file:
         keys = {tuple(name.split("/")[:2]): None for name in file.files}
         return {key: (file["/".join([*key, "images"])], file["/".join([*key, "hits"])]) for key in keys}
 
@@ -73,7 +73,7 @@ def gather(results: str | Path, concepts: list[str], stage: str, table: str) -> 
     """One table from those of all concepts; raises FileNotFoundError naming the stage if one is missing."""
     parts = []
     for name in concepts:
-        path = study.root() / results / stage / name / f"{table}.csv"
+        path = config.root() / results / stage / name / f"{table}.csv"
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing; run `dvc repro {stage}` first")
         parts.append(pd.read_csv(path))
@@ -81,8 +81,8 @@ def gather(results: str | Path, concepts: list[str], stage: str, table: str) -> 
 
 
 def gather_prompts(results: str | Path, concepts: list[str], path: Path) -> None:
-    """All concepts' prompts.jsonl in one file; see `tables.write_prompts`."""
-    parts = [study.root() / results / "evaluate" / name / "prompts.jsonl" for name in concepts]
+    """All concepts' prompts.jsonl in one file; see `statistics.write_prompts`."""
+    parts = [config.root() / results / "evaluate" / name / "prompts.jsonl" for name in concepts]
     Path(path).write_text("".join(part.read_text(encoding="utf-8") for part in parts), encoding="utf-8")
 
 
@@ -108,4 +108,4 @@ def write_metrics(
         for name, found in correlations.items()
         for scope in ("pooled", "within")
     }
-    (study.root() / path).write_text(json.dumps(tree, indent=1) + "\n")
+    (config.root() / path).write_text(json.dumps(tree, indent=1) + "\n")

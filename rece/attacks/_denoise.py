@@ -9,8 +9,8 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 
-from rece.generate import bfloat16, generate
-from rece.vocabulary import frozen, replaced
+from rece.attacks._tokens import frozen, replaced
+from rece.images import bfloat16, generate
 
 
 def check(

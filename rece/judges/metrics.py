@@ -1,62 +1,15 @@
-"""Numbers about images: success rates with intervals, drift from the original's images, FID and KID."""
+"""Numbers about images: drift from the original's images, FID and KID."""
 
 import warnings
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import binomtest, spearmanr
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from rece import images as form
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval (low, high) of a rate of `successes` in `n` independent trials.
-
-    Raises ValueError if n < 1 or successes is not a whole number in 0..n.
-    """
-    if int(n) != n or n < 1:
-        raise ValueError(f"n must be a whole number, 1 or more, not {n}: a rate of nothing has no interval")
-    if int(successes) != successes or not 0 <= successes <= n:
-        raise ValueError(f"successes must be a whole number from 0 to n = {n}, not {successes}")
-    low, high = binomtest(int(successes), int(n)).proportion_ci(method="wilson")
-    rate = successes / n  # rounding may put an end of the interval beyond 0, 1 or the rate by one bit
-    return max(0.0, min(float(low), rate)), min(1.0, max(float(high), rate))
-
-
-def success(hits: Sequence[bool], **columns) -> dict:
-    """A row of a success table: the given columns, then n, successes, rate, low, high (95 % Wilson).
-
-    Raises ValueError if hits is empty or not a list of truth values.
-    """
-    hits = np.asarray(hits)
-    if hits.ndim != 1 or not len(hits) or hits.dtype != bool:
-        raise ValueError(f"hits must be one truth value per attempt, not {hits.dtype} of shape {hits.shape}")
-    n, successes = len(hits), int(hits.sum())
-    low, high = wilson(successes, n)
-    return {**columns, "n": n, "successes": successes, "rate": successes / n, "low": low, "high": high}
-
-
-def rank_correlation(x: Sequence[float], y: Sequence[float], repeats: int = 2000, seed: int = 0) -> dict:
-    """Spearman's rank correlation of two columns and its 95 % bootstrap interval: rho, low, high, n.
-
-    The points are resampled `repeats` times with a fixed seed (percentile interval); resamples in which a column does
-    not vary are left out. Raises ValueError if there are fewer than four points or a column does not vary.
-    """
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    if len(x) != len(y) or len(x) < 4 or not np.isfinite([x, y]).all() or min(np.ptp(x), np.ptp(y)) == 0:
-        raise ValueError("x and y must be finite, of one length of 4 or more, and vary")
-    random, found = np.random.default_rng(seed), []
-    for _ in range(repeats):
-        pick = random.integers(len(x), size=len(x))
-        if np.ptp(x[pick]) > 0 and np.ptp(y[pick]) > 0:
-            found.append(spearmanr(x[pick], y[pick]).statistic)
-    low, high = np.quantile(found, [0.025, 0.975])
-    return {"rho": float(spearmanr(x, y).statistic), "low": float(low), "high": float(high), "n": len(x)}
 
 
 class Drift(NamedTuple):

@@ -186,8 +186,8 @@ def frontier(table: pd.DataFrame) -> Figure:
     """Erasure against preservation, a point per eraser: columns are concepts, colours methods, rows kinds of attack.
 
     table: columns concept, method, and with their _low and _high: text and embedding (success of the strongest attack
-    by prompts, and by embeddings) and kept (see `stages.frontier`). A line joins the erasers of a method that no other
-    of its own beats in both; intervals are drawn for those.
+    by prompts, and by embeddings) and kept (see `experiment.frontier`). A line joins the erasers of a method that no
+    other of its own beats in both; intervals are drawn for those.
     """
     concepts = list(dict.fromkeys(table.concept))
     attacks = {"text": "strongest attack by prompts", "embedding": "closed form c′ (embedding)"}
@@ -227,7 +227,7 @@ def _undominated(points: pd.DataFrame, attack: str) -> pd.DataFrame:
 def certificate(points: pd.DataFrame, correlations: dict[str, dict]) -> Figure:
     """Measured success against certified distance, one panel per kind of attack; styles are triangles.
 
-    points, correlations: see `tables.against_certificate` and `tables.correlations`.
+    points, correlations: see `statistics.against_certificate` and `statistics.correlations`.
     """
     fig, axes = plt.subplots(
         1, len(correlations), figsize=(4.4 * len(correlations) + 0.4, 4.5), sharex=True, sharey=True, squeeze=False

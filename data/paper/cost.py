@@ -1,4 +1,4 @@
-"""`python -m rece.cost`: the counted work of drawing images, and what the published experiments come to in GPU hours.
+"""`python data/paper/cost.py`: the counted work of drawing images, and the published experiments in GPU hours.
 
 Work is floating-point operations, two per multiply-add, of matrix products, convolutions and attention, counted by
 running the real architectures on PyTorch's meta device: shapes without numbers, so neither weights nor memory are

@@ -1,36 +1,72 @@
 """From one row per drawn image to the study's tables: success, transfer, union, and success against certificates."""
 
-from math import nan
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-
-from rece import attacks, metrics, stages
-from rece.judges import nudenet
+from scipy.stats import binomtest, spearmanr
 
 RATE = ["n", "successes", "rate", "low", "high"]
 SUCCESS = ["method", "attack", "access", "kind", *RATE, "prompts", "top1_rate", "seconds"]
-# Of the tables that the evaluate stage writes of photographs: how a row's measure is called, and its number's column.
-MEASURES = {
-    "success": ("success: {attack}", "rate"),
-    "detections": ("images with {class}: {attack}", "images"),
-    "preservation": ("{score}: {set}", "value"),
-}
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval (low, high) of a rate of `successes` in `n` independent trials.
+
+    Raises ValueError if n < 1 or successes is not a whole number in 0..n.
+    """
+    if int(n) != n or n < 1:
+        raise ValueError(f"n must be a whole number, 1 or more, not {n}: a rate of nothing has no interval")
+    if int(successes) != successes or not 0 <= successes <= n:
+        raise ValueError(f"successes must be a whole number from 0 to n = {n}, not {successes}")
+    low, high = binomtest(int(successes), int(n)).proportion_ci(method="wilson")
+    rate = successes / n  # rounding may put an end of the interval beyond 0, 1 or the rate by one bit
+    return max(0.0, min(float(low), rate)), min(1.0, max(float(high), rate))
+
+
+def success_rate(hits: Sequence[bool], **columns) -> dict:
+    """A row of a success table: the given columns, then n, successes, rate, low, high (95 % Wilson).
+
+    Raises ValueError if hits is empty or not a list of truth values.
+    """
+    hits = np.asarray(hits)
+    if hits.ndim != 1 or not len(hits) or hits.dtype != bool:
+        raise ValueError(f"hits must be one truth value per attempt, not {hits.dtype} of shape {hits.shape}")
+    n, successes = len(hits), int(hits.sum())
+    low, high = wilson(successes, n)
+    return {**columns, "n": n, "successes": successes, "rate": successes / n, "low": low, "high": high}
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float], repeats: int = 2000, seed: int = 0) -> dict:
+    """Spearman's rank correlation of two columns and its 95 % bootstrap interval: rho, low, high, n.
+
+    The points are resampled `repeats` times with a fixed seed (percentile interval); resamples in which a column does
+    not vary are left out. Raises ValueError if there are fewer than four points or a column does not vary.
+    """
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    if len(x) != len(y) or len(x) < 4 or not np.isfinite([x, y]).all() or min(np.ptp(x), np.ptp(y)) == 0:
+        raise ValueError("x and y must be finite, of one length of 4 or more, and vary")
+    random, found = np.random.default_rng(seed), []
+    for _ in range(repeats):
+        pick = random.integers(len(x), size=len(x))
+        if np.ptp(x[pick]) > 0 and np.ptp(y[pick]) > 0:
+            found.append(spearmanr(x[pick], y[pick]).statistic)
+    low, high = np.quantile(found, [0.025, 0.975])
+    return {"rho": float(spearmanr(x, y).statistic), "low": float(low), "high": float(high), "n": len(x)}
 
 
 def success(drawn: pd.DataFrame) -> pd.DataFrame:
     """Attack success by method and attack: n, successes, rate, low, high (95 % Wilson), prompts (distinct ones asked;
     each is drawn with n / prompts seeds), top1_rate (with no threshold on the judge's probability), seconds (drawing).
 
-    drawn: see `stages.draw_attempts`. Only attempts that were meant for the method count.
+    drawn: see `experiment.draw_attempts`. Only attempts that were meant for the method count.
     """
     own = drawn[(drawn.source == "any") | (drawn.source == drawn.method)]
     rows = []
     for (method, attack), part in own.groupby(["method", "attack"], sort=False):
         columns = {"method": method, "attack": attack, "access": part.access.iloc[0], "kind": part.kind.iloc[0]}
         extra = {"prompts": part.asked.nunique(), "top1_rate": part.top1.mean(), "seconds": part.seconds.sum()}
-        rows.append(metrics.success(part.hit.to_numpy(dtype=bool), **columns) | extra)
+        rows.append(success_rate(part.hit.to_numpy(dtype=bool), **columns) | extra)
     return pd.DataFrame(rows, columns=SUCCESS)
 
 
@@ -38,7 +74,7 @@ def transfer(drawn: pd.DataFrame) -> pd.DataFrame:
     """Success of prompts found against one model (source) when another one draws them (method), by attack."""
     found = drawn[(drawn.kind == "text") & (drawn.source != "any") & (drawn.source != "control")]
     rows = [
-        metrics.success(part.hit.to_numpy(), attack=attack, source=source, method=method)
+        success_rate(part.hit.to_numpy(), attack=attack, source=source, method=method)
         for (attack, source, method), part in found.groupby(["attack", "source", "method"], sort=False)
     ]
     return pd.DataFrame(rows, columns=["attack", "source", "method", *RATE])
@@ -59,7 +95,7 @@ def union(drawn: pd.DataFrame) -> pd.DataFrame:
             hits = mine.pivot(index="case", columns="attack", values="hit").dropna().astype(bool)
             if len(hits):
                 columns = {"method": method, "scope": scope, "attacks": hits.shape[1]}
-                rows.append(metrics.success(hits.any(axis=1).to_numpy(), **columns))
+                rows.append(success_rate(hits.any(axis=1).to_numpy(), **columns))
     return pd.DataFrame(rows, columns=["method", "scope", "attacks", *RATE])
 
 
@@ -77,67 +113,12 @@ def detections(drawn: pd.DataFrame, judge) -> dict[str, pd.DataFrame]:
     return {"detections": pd.concat(parts, ignore_index=True)}
 
 
-def paper(folder: Path, params: dict) -> pd.DataFrame:
-    """Every number that the published experiments ask for, with a mark where nothing was run here.
-
-    folder: tables/<concept>/ as the evaluate stage writes them. params: the parameters of the experiments.
-    Columns: experiment (the part of the concept's name before "-"), concept, measure, method, value, low, high (95 %),
-    n, status ("measured" or "not run here").
-    """
-    erased, methods, rows = params["concept"], ["original", *params["erase"]], []
-    for concept in params["concepts"]:
-        spec, found = erased[concept], {}
-        for name, (measure, value) in MEASURES.items():
-            path = Path(folder, concept, f"{name}.csv")
-            for row in pd.read_csv(path).to_dict("records") if path.exists() else ():
-                number = (row[value], row.get("low", nan), row.get("high", nan), row["n"])
-                found[measure.format(**row), row["method"]] = number
-        for measure, of_original in _measures(spec, params):
-            for method in methods if of_original else methods[1:]:
-                value = found.get((measure, method))
-                row = {"experiment": concept.split("-")[0], "concept": concept, "measure": measure, "method": method}
-                row |= dict(zip(["value", "low", "high", "n"], value or (nan, nan, nan, nan), strict=True))
-                rows.append(row | {"status": "measured" if value else "not run here"})
-    return pd.DataFrame(rows)
-
-
-def beside(table: pd.DataFrame) -> pd.DataFrame:
-    """The table of `paper` with one column per method and cells to read: value [low, high], or "not run here"."""
-
-    def cell(row) -> str:
-        if row.status != "measured":
-            return row.status
-        interval = "" if pd.isna(row.low) else f" [{row.low:.3g}, {row.high:.3g}]"
-        return f"{row.value:.3g}{interval} (n={row.n:.0f})"
-
-    order = list(dict.fromkeys(table.method))
-    cells = table.assign(cell=table.apply(cell, axis=1))
-    wide = cells.pivot(index=["concept", "measure"], columns="method", values="cell")
-    rows = pd.MultiIndex.from_frame(cells[["concept", "measure"]].drop_duplicates())
-    return wide.reindex(rows)[order].fillna("")
-
-
-def _measures(spec: dict, params: dict) -> list[tuple[str, bool]]:
-    """What is measured of a concept, and whether of the original model too."""
-    found, judge = [], spec.get("judge", params["judge"])
-    for attack, budget in stages.budgets(params["attack"], spec).items() if judge else ():
-        of_original = attacks.access(stages.module(attack, budget)) in ("none", "grey")
-        found.append((MEASURES["success"][0].format(attack=attack), of_original))
-        if judge["name"] == "nudenet" and stages.module(attack, budget) == "plain":
-            classes, measure = judge.get("classes", nudenet.EXPOSED), MEASURES["detections"][0]
-            found += [(measure.format(**{"class": label, "attack": attack}), True) for label in classes]
-    for name, source in spec.get("kept", {}).items():
-        named = MEASURES["preservation"][0].format
-        found += [(named(score=score, set=name), score != "lpips") for score in source["scores"]]  # of the original: 0
-    return found
-
-
 def pooled(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Counts (n, successes) of several tables added up over all columns but `by`, with new rates and intervals."""
     rows = []
     for key, part in table.groupby(by, sort=False):
         n, successes = int(part.n.sum()), int(part.successes.sum())
-        low, high = metrics.wilson(successes, n)
+        low, high = wilson(successes, n)
         rate = {"n": n, "successes": successes, "rate": successes / n, "low": low, "high": high}
         rows.append(dict(zip(by, key, strict=True)) | rate)
     return pd.DataFrame(rows)
@@ -170,7 +151,7 @@ def against_certificate(success: pd.DataFrame, certified: pd.DataFrame, frontier
 def correlations(points: pd.DataFrame) -> dict[str, dict]:
     """For each column of success rates in `points`, a title and its rank correlations with the certified distance.
 
-    "pooled" is over all erasers, "within" with each concept's mean taken off both; see `metrics.rank_correlation`.
+    "pooled" is over all erasers, "within" with each concept's mean taken off both; see `rank_correlation`.
     Numbers are nan where a column does not vary or has fewer than four points.
     """
     titles = {"text": "strongest attack by prompts", "embedding": "closed form c′ (embedding)"}
@@ -185,6 +166,6 @@ def correlations(points: pd.DataFrame) -> dict[str, dict]:
 
 def _ranked(pair: pd.DataFrame) -> dict:
     try:
-        return metrics.rank_correlation(*(pair[column] for column in pair))
+        return rank_correlation(*(pair[column] for column in pair))
     except ValueError:
         return {"rho": np.nan, "low": np.nan, "high": np.nan, "n": len(pair)}

@@ -1,4 +1,4 @@
-"""`python -m rece.bench`: the one-map solver against the published per-layer method, both timed in one run.
+"""`python tests/bench/edit.py`: the one-map solver against the published per-layer method, both timed in one run.
 
 The layers that read the prompt and the text encoders have the shapes of Stable Diffusion 1.4, 2.1 or XL and random
 weights; the rest of the UNet takes no part in an edit of the tokens' path and is left out. The task is the paper's
@@ -19,9 +19,9 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import rece
-from rece import files, textspace
+from rece import files, layers
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ROUNDS, TEXTS, POSITIONS = 3, ("nudity", " ", ""), 77
 # model: widths of the cross-attention blocks, each with a K and a V matrix; text encoders (width, layers, heads);
 # layers that the literal method is timed on unless --full
@@ -94,17 +94,17 @@ def one_map(pipe: Standin, concepts: int = 1) -> dict[str, float]:
     return spent | {"total": sum(spent.values()), "peak MB": memory["peak"]}
 
 
-def literal_method(pipe: Standin, layers: int, concepts: int = 1) -> tuple[dict[str, float], list[list[torch.Tensor]]]:
+def literal_method(pipe: Standin, sample: int, concepts: int = 1) -> tuple[dict[str, float], list[list[torch.Tensor]]]:
     """The same edit by tests/literal.py, float32, texts encoded once: own sums and own inverse for every layer.
 
-    Timed on `layers` layers spread over the model and one round, scaled to all of them. Returns the seconds, and the
+    Timed on `sample` layers spread over the model and one round, scaled to all of them. Returns the seconds, and the
     weights of those layers after the UCE start and after the first round.
     """
     sys.path.insert(0, str(ROOT / "tests"))
     import literal
 
-    all_weights = [weight.float() for weight in textspace.originals(pipe).values()]
-    some = all_weights[:: max(1, len(all_weights) // layers)][:layers]
+    all_weights = [weight.float() for weight in layers.originals(pipe).values()]
+    some = all_weights[:: max(1, len(all_weights) // sample)][:sample]
     scale = sum(map(len, all_weights)) / sum(map(len, some))
     with _peak_memory(pipe) as memory, torch.device(pipe._execution_device):
         start = _now(pipe)
@@ -138,7 +138,7 @@ def published_edit(pipe: Standin) -> dict[str, float]:
     For every layer all texts are encoded again, the keys and values of all layers are computed though one is used, and
     the outer products of all rows are formed before they are summed.
     """
-    weights = [weight.float() for weight in textspace.originals(pipe).values()]
+    weights = [weight.float() for weight in layers.originals(pipe).values()]
     some = sorted(range(len(weights)), key=lambda n: len(weights[n]))[:: len(weights) - 1]
     start = _now(pipe)
     for n in some:
@@ -161,7 +161,7 @@ def floor(pipe: Standin, rates: dict[str, float], concepts: int = 1) -> dict[str
     The solves are counted in the cheaper of two forms: with the n token rows of the concepts in every product, or with
     n only in two sums over them, C^T C and C^T T, that all rounds share (a derived row is a (d, d) map of its own).
     """
-    weights = list(textspace.originals(pipe).values())
+    weights = list(layers.originals(pipe).values())
     d, rows, n = weights[0].shape[1], sum(map(len, weights)), POSITIONS * concepts
     size = rows * d * weights[0].element_size()
     blocks = sum(p.numel() for e in pipe.text_encoders for p in e.encoder.parameters())
@@ -181,14 +181,14 @@ def floor(pipe: Standin, rates: dict[str, float], concepts: int = 1) -> dict[str
 
 
 def many(
-    pipe: Standin, rates: dict[str, float], single: dict[str, dict], counts: tuple[int, ...], layers: int
+    pipe: Standin, rates: dict[str, float], single: dict[str, dict], counts: tuple[int, ...], sample: int
 ) -> dict[int, dict]:
     """The second table: for each number of concepts the parts of `one_map`, their floor, the literal method's seconds.
 
-    single: what the first table holds, for one concept. The literal method is timed with FEW concepts on `layers`
+    single: what the first table holds, for one concept. The literal method is timed with FEW concepts on `sample`
     layers, and follows a straight line from one concept through that: its work is the same for every further concept.
     """
-    few, _ = literal_method(pipe, layers, FEW)
+    few, _ = literal_method(pipe, sample, FEW)
     one, table = single["literal"]["total"], {}
     for concepts in counts:
         table[concepts] = dict(single["one map"] if concepts == 1 else one_map(pipe, concepts))
@@ -236,18 +236,18 @@ def main() -> None:
     for name in SHAPES if asked.model == "all" else [asked.model]:
         blocks, encoders, sample = SHAPES[name]
         pipe = Standin(blocks, encoders, asked.device)
-        layers = 2 * len(blocks)
+        matrices = 2 * len(blocks)
         rates = measure_rates(pipe)
-        textspace.encode(pipe, list(TEXTS))
+        layers.encode(pipe, list(TEXTS))
         ours, least = one_map(pipe), floor(pipe, rates)
-        sample = layers if asked.full else min(sample, layers)
+        sample = matrices if asked.full else min(sample, matrices)
         slow, _ = literal_method(pipe, sample)
         published = published_edit(pipe)
         report[name] = {"one map": ours, "floor": least, "literal": slow, "published": published, "rates": rates}
-        _print(name, layers, textspace.width(pipe), report[name])
+        _print(name, matrices, layers.width(pipe), report[name])
         if name in MANY:
             report[name]["many"] = many(pipe, rates, report[name], MANY[name], sample)
-            _print_many(report[name]["many"], f"{sample} of {layers}")
+            _print_many(report[name]["many"], f"{sample} of {matrices}")
         del pipe
     if asked.json:
         path = ROOT / "results" / "bench" / "bench.json"
@@ -255,9 +255,9 @@ def main() -> None:
             file.write((json.dumps(report, indent=1) + "\n").encode())
 
 
-def _print(name: str, layers: int, d: int, timed: dict) -> None:
+def _print(name: str, matrices: int, d: int, timed: dict) -> None:
     ours, least, slow, published, rates = timed.values()
-    print(f"\n{name}: {layers} matrices of width {d}")
+    print(f"\n{name}: {matrices} matrices of width {d}")
     print(f"  {'one map':34}{'time':>9}{'floor':>9}{'x floor':>9}")
     for part in ("encode", "gram", "solve", "write back", "total"):
         print(f"    {part:32}{ours[part]:9.2f}{least[part]:9.2f}{ours[part] / least[part]:9.1f}")
@@ -265,16 +265,16 @@ def _print(name: str, layers: int, d: int, timed: dict) -> None:
     for part in ("encode", "derive", "edit", "total"):
         ratio = f"{slow[part] / ours[part]:9.1f}" if part in ours else ""
         print(f"    {part:32}{slow[part]:9.2f}{ratio}")
-    print(f"    (measured: {slow['layers']} of {layers} layers, start and one round; scaled up)")
+    print(f"    (measured: {slow['layers']} of {matrices} layers, start and one round; scaled up)")
     ratio = published["total"] / ours["total"]
     print(f"  {'in the published order, edits only':34}{published['total']:9.2f}{ratio:9.1f}")
-    print(f"    (scaled from {published['layers']} of {layers} layers of one edit, out of {1 + ROUNDS} edits)")
+    print(f"    (scaled from {published['layers']} of {matrices} layers of one edit, out of {1 + ROUNDS} edits)")
     print(f"  peak memory above the model: one map {ours['peak MB']:.0f} MB, literal {slow['peak MB']:.0f} MB")
     single, double, moved = (rates[kind] / 1e9 for kind in ("float32", "float64", "bytes"))
     print(f"  measured rates: {single:.0f} GFLOP/s float32, {double:.0f} GFLOP/s float64, {moved:.0f} GB/s")
 
 
-def _print_many(table: dict[int, dict], layers: str) -> None:
+def _print_many(table: dict[int, dict], matrices: str) -> None:
     parts = ("encode", "gram", "solve", "write back", "total")
     print(f"  {'concepts':>8}", *(f"{part:>11}" for part in parts), sep="", end="")
     print(f"{'floor':>8}{'x floor':>9}{'peak MB':>9}{'literal':>10}{'x ours':>8}")
@@ -284,9 +284,7 @@ def _print_many(table: dict[int, dict], layers: str) -> None:
         mark = "*" if row["literal extrapolated"] else " "
         print(f"{least:8.2f}{row['total'] / least:9.1f}{row['peak MB']:9.0f}", end="")
         print(f"{slow:9.1f}{mark}{slow / row['total']:8.1f}")
-    print(
-        f"    (literal: {layers} layers with 1 and {FEW} concepts, scaled up; * on a straight line through these two)"
-    )
+    print(f"    (literal: {matrices} layers with 1 and {FEW} concepts, scaled up; * on a line through these two)")
 
 
 def _now(pipe: Standin) -> float:
@@ -303,8 +301,8 @@ def _timed(pipe: Standin, call) -> float:
 
 @contextmanager
 def _clocked(pipe: Standin, spent: dict[str, float]):
-    """Adds the time spent in textspace.encode and textspace.gram to `spent`."""
-    real = {name: getattr(textspace, name) for name in spent}
+    """Adds the time spent in layers.encode and layers.gram to `spent`."""
+    real = {name: getattr(layers, name) for name in spent}
 
     def clocked(name):
         def call(*given, **named):
@@ -317,11 +315,11 @@ def _clocked(pipe: Standin, spent: dict[str, float]):
 
     try:
         for name in real:
-            setattr(textspace, name, clocked(name))
+            setattr(layers, name, clocked(name))
         yield
     finally:
         for name, function in real.items():
-            setattr(textspace, name, function)
+            setattr(layers, name, function)
 
 
 @contextmanager

@@ -15,13 +15,14 @@ import pandas as pd
 import torch
 from diffusers import DiffusionPipeline
 
-from rece import attacks, families, methods, metrics, study
+from rece import attacks, families, methods
 from rece.attacks import Attempts
 from rece.certificate import Certificate, certify
 from rece.draw import draw as draw_shards
 from rece.emoji.world import World
 from rece.eraser import Eraser
-from rece.generate import generate as draw
+from rece.images import generate as draw
+from rece.study import config, plan, statistics
 
 ORIGINAL, CONTROL, ANY = "original", "control", "any"
 DRAWN = ["method", "attack", "access", "kind", "source", "own_prompts", "case", "prompt", "asked", "seed", "label"]
@@ -45,7 +46,7 @@ def victim(pipe: DiffusionPipeline, eraser: Eraser) -> DiffusionPipeline:
 
 def erasers(folder: str | Path) -> dict[str, Eraser]:
     """The erase stage's erasers by method; raises FileNotFoundError naming the stage if there are none."""
-    folder = study.root() / folder
+    folder = config.root() / folder
     found = {path.stem: Eraser.load(path) for path in sorted(folder.glob("*.safetensors"))}
     if not found:
         raise FileNotFoundError(f"erasers: no eraser in {folder}; run the erase stage first (`dvc repro erase`)")
@@ -61,7 +62,7 @@ def victims(
     """
     found = {ORIGINAL: pipe} | {method: victim(pipe, eraser) for method, eraser in erasers(folder).items()}
     if control is not None:
-        found[CONTROL] = study.control(pipe, control)
+        found[CONTROL] = config.control(pipe, control)
     return found
 
 
@@ -100,9 +101,9 @@ def asked(world: World, concept: dict, attack: dict, name: str, budget: dict) ->
     Of them the first n of the budget; of photographs by default the first attack["n"], but all if drawn plainly.
     """
     if "asked" in budget:
-        cases = study.from_file(budget["asked"])
+        cases = plan.from_file(budget["asked"])
     else:
-        cases = study.cases(world, concept, attack["n"], attack["seed"])
+        cases = plan.cases(world, concept, attack["n"], attack["seed"])
     n = len(cases) if module(name, budget) == "plain" else attack["n"]
     return cases.head(budget.get("n", n))
 
@@ -123,7 +124,7 @@ def attempt(
         list(cases.prompt),
         list(cases.seed),
         original=original,
-        concept=study.named(world, concept),
+        concept=plan.named(world, concept),
         **{key: value for key, value in budget.items() if key not in ("attack", "n", "asked", "control")},
     )
 
@@ -145,7 +146,7 @@ def drawn_in_batches(
     own = [name for name in ("guidance", "width", "height") if name in rows]
     if folder is not None and embeds is None:
         columns = [name for name in ("case", "prompt", "seed", *own) if name in rows]
-        shards = draw_shards(pipe, rows[columns], study.root() / folder, **generate)
+        shards = draw_shards(pipe, rows[columns], config.root() / folder, **generate)
         start = 0
         for part, images in shards.batches():
             yield rows.iloc[start : start + len(part)], images
@@ -179,7 +180,7 @@ def draw_attempts(
     success)} of each method's own attempts. Columns: method (the model that drew), attack, access, kind ("text" or
     "embedding"), source (the model it was found against, or "any"), own_prompts (whether the attack has a set of its
     own), case (row of the cases), prompt (the attempt's), asked (the case's), seed, label and probability (the judge's
-    answer), top1 (whether it is the concept), hit (and is sure enough, see `study.hits`), seconds (of drawing and
+    answer), top1 (whether it is the concept), hit (and is sure enough, see `plan.hits`), seconds (of drawing and
     judging), then the judge's further columns.
     Without a judge (None) nothing is drawn and the table is empty.
     Raises FileNotFoundError naming the attack stage if an attempt is missing.
@@ -190,7 +191,7 @@ def draw_attempts(
     for name, budget in budgets(attack, concept).items():
         cases = asked(world, concept, attack, name, budget)
         for source in sources(name, budget, victims):
-            path = study.root() / folder / f"{source}-{name}.safetensors"
+            path = config.root() / folder / f"{source}-{name}.safetensors"
             if not path.exists():
                 raise FileNotFoundError(
                     f"attempts: {path} is missing; run the attack stage first (`dvc repro attack`)"
@@ -218,7 +219,7 @@ def draw_attempts(
                 part = pd.DataFrame({**row, "case": range(len(attempts)), "prompt": attempts.prompts or ""})
                 part["asked"], part["seed"] = plain.prompt, attempts.seeds
                 part["label"], part["probability"], part["top1"] = answers.label, answers.probability, answers.wanted
-                part["hit"] = study.hits(judge, answers, evaluate["threshold"])
+                part["hit"] = plan.hits(judge, answers, evaluate["threshold"])
                 part["seconds"] = drawing.seconds / len(part)
                 parts.append(part.join(answers.drop(columns=["label", "probability", "wanted"])))
                 if not transferred and len({picture.shape for picture in some.values()}) == 1:
@@ -247,12 +248,12 @@ def frontier(
     kept (object accuracy on prompts of other concepts; of a style eraser style accuracy) with kept_low, kept_high;
     certified (the certificate's least relative distance). sweep["attacks"] must hold one of each kind.
     """
-    cases = study.cases(world, concept, sweep["n"], sweep["seed"])
-    others = study.others(world, concept, sweep["preserve_n"], sweep["seed"])
+    cases = plan.cases(world, concept, sweep["n"], sweep["seed"])
+    others = plan.others(world, concept, sweep["preserve_n"], sweep["seed"])
     rows, measured = [], {}
     for method, grid in ((method, grid) for method, grids in sweep["grid"].items() for grid in grids):
         for values in product(*grid.values()):
-            numbers = study.numbers(concept, method, erase[method]) | dict(zip(grid, values, strict=True))
+            numbers = plan.numbers(concept, method, erase[method]) | dict(zip(grid, values, strict=True))
             eraser = methods.run(method, pipe, concept["erase"], **numbers)
             made, n = eraser.provenance, eraser.provenance["rounds_run"]
             start = "uce_" if n == 0 else ""
@@ -273,11 +274,11 @@ def _measure(pipe, eraser, judge, world, concept, cases, others, sweep, generate
         some = cases.head(budget.get("n", len(cases)))
         attempts = attempt(name, edited, pipe, some, world, concept, budget)
         answers = judge.answers(images_of(edited, attempts, generate), some)
-        hits = study.hits(judge, answers, sweep["threshold"])
-        found["text" if attempts.embeds is None else "embedding"].append(metrics.success(hits, attack=name))
+        hits = plan.hits(judge, answers, sweep["threshold"])
+        found["text" if attempts.embeds is None else "embedding"].append(statistics.success_rate(hits, attack=name))
     objects, styles = judge.labels(draw(edited, list(others.prompt), list(others.seed), **generate))
     right = styles == others["style"] if concept["kind"] == "style" else objects == others.object
-    text, kept = max(found["text"], key=lambda row: row["rate"]), metrics.success(right.to_numpy())
+    text, kept = max(found["text"], key=lambda row: row["rate"]), statistics.success_rate(right.to_numpy())
     row = {"text": text["rate"], "text_low": text["low"], "text_high": text["high"], "text_attack": text["attack"]}
     worst = max(found["embedding"], key=lambda row: row["rate"])
     row |= {"embedding": worst["rate"], "embedding_low": worst["low"], "embedding_high": worst["high"]}
@@ -292,8 +293,8 @@ def certificates(pipe: DiffusionPipeline, erasers: dict[str, Eraser], world: Wor
     Columns: method, round, the columns of the last word token in `Certificate.table`, and end_distance and end_target
     of the end token. Compared with all other concepts of its kind and with all its synonyms.
     """
-    known = {"target": concept["target"], "others": study.innocents(world, concept)}
-    known["synonyms"] = study.synonyms(world, concept)
+    known = {"target": concept["target"], "others": plan.innocents(world, concept)}
+    known["synonyms"] = plan.synonyms(world, concept)
     try:
         plain = certify(pipe, None, concept["erase"], **known)
     except TypeError as error:

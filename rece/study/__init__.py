@@ -1,0 +1,1 @@
+"""The experiment: its parameters and plan, its stages, its statistics and figures."""
