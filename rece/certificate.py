@@ -11,17 +11,22 @@ a token that comes closer than r. It bounds the match of keys and values, token 
 and it says nothing of embeddings that no text encoder emits.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import pandas as pd
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from rece import layers, solver
+from rece import layers, solver, texts
 from rece.eraser import Eraser
 
+MAX_ROUNDS = 20  # of rounds="auto"
+LEAST_RISE = 0.03  # of the certified distance, relative, that counts as one: the knee of its curve
+PATIENCE = 2  # rounds without such a rise that end rounds="auto"
 STEPS = 200  # of bisection on a logarithmic scale: more than float64 can resolve
 
 
@@ -64,27 +69,26 @@ def certify(
     target: str | list[str] = " ",
     others: list[str] | None = None,
     synonyms: list[str] | dict[str, list[str]] | None = None,
-    least_variance: float = 0.0,
 ) -> Certificate:
     """The least distance any prompt's token can have, in the edited model, from the concept's tokens in the original.
 
     pipe: read, not changed; it may carry an eraser, its original weights are used. eraser: None is the unedited model.
     concept: one text or several, each with its own rows. target: what the concept was sent to, one text or one each;
     rows are matched as UCE matches them, from the last word on. others, synonyms: texts to compare with, by their
-    token of the same kind (synonyms: one list, or a list per concept). least_variance: see `bound`.
+    token of the same kind (synonyms: one list, or a list per concept).
 
     Computed in float64 on the device of the pipeline (CPU for MPS): one eigendecomposition of (d - 1, d - 1) for
     everything. Raises ValueError or TypeError naming the parameter, for an eraser of another width, or for a pipeline
     whose prompt embedding is not the output of one final LayerNorm (SDXL). Source: ours.
     """
-    concepts = layers.concepts_of(concept)
+    concepts = texts.concepts_of(concept)
     targets = [target] * len(concepts) if isinstance(target, str) else list(target)
     if len(targets) != len(concepts):
         raise ValueError(
             f"target must be one text or one per concept, not {len(targets)} for {len(concepts)} concepts"
         )
     known = synonyms if isinstance(synonyms, dict) else dict.fromkeys(concepts, synonyms or [])
-    gamma, beta, eps = layers.final_norm(pipe)
+    gamma, beta = texts.final_norm(pipe)
     d = len(gamma)
     if eraser is not None and len(eraser.map) != d:
         raise ValueError(f"eraser must be for text width {d}, but is for {len(eraser.map)}")
@@ -95,33 +99,71 @@ def certify(
     others = list(others or [])
     all_others, last = _encoded(pipe, others, gamma.new_zeros(pipe.tokenizer.model_max_length, d))
     for text, aim in zip(concepts, targets, strict=True):
-        C, T = layers.encode(pipe, [text, aim])
-        i, j = layers.last_word(pipe, text), layers.last_word(pipe, aim)
+        C, T = texts.encode(pipe, [text, aim]).to(G)
+        i, j = texts.last_word(pipe, text), texts.last_word(pipe, aim)
         kept = [n for n, other in enumerate(others) if other != text]
         near, near_index = _nearest(G, C, i, all_others[kept], [last[n] for n in kept])
         same, _ = _nearest(G, C, i, *_encoded(pipe, known.get(text, []), C))
-        for position in range(1, len(C)):
-            shifted = min(max(position - i + j, 0), len(T) - 1)
-            kind = "word" if position <= i else "end" if position == i + 1 else "padding"
-            row = {"concept": text, "position": position, "kind": kind, "last": position == i}
-            row |= {"target": norm(C[position] - T[shifted], G).item(), "other": near[position].item()}
-            row |= {"synonym": same[position].item()}
-            row |= {"nearest": others[kept[near_index[position]]] if kept else None}
-            rows.append(row)
+        positions = torch.arange(1, len(C))
+        away = norm(C[1:] - T[(positions - i + j).clamp(0, len(T) - 1)], G)
+        part = pd.DataFrame({"concept": text, "position": positions, "kind": "padding"})
+        part.loc[part.position == i + 1, "kind"] = "end"
+        part.loc[part.position <= i, "kind"] = "word"
+        part["last"] = part.position == i
+        for name, values in {"target": away, "other": near[1:], "synonym": same[1:]}.items():
+            part[name] = values.cpu().numpy()
+        part["nearest"] = [others[kept[n]] for n in near_index[1:]] if kept else None
+        rows.append(part)
         tokens.append(C[1:])
         responses.append(C[1:] @ M.T)
     C, edited = torch.cat(tokens), torch.cat(responses)
-    distance, minimisers = bound(M, G, C, gamma, beta, eps=eps, least_variance=least_variance)
-    table = pd.DataFrame(rows)
+    distance, minimisers = bound(M, G, C, gamma, beta)
+    table = pd.concat(rows, ignore_index=True)
     table.insert(4, "distance", distance.cpu().numpy())
     table.insert(5, "edited", norm(edited - C, G).cpu().numpy())
     return Certificate(table, minimisers.cpu())
 
 
-def _encoded(pipe: DiffusionPipeline, texts: list[str], like: Tensor) -> tuple[Tensor, list[int]]:
-    """The embeddings of the texts, (texts, positions, d), and where their last words are; of none, none."""
-    E = layers.encode(pipe, texts) if texts else like.new_zeros(0, *like.shape)
-    return E, [layers.last_word(pipe, text) for text in texts]
+def until_certified(
+    pipe: DiffusionPipeline, steps: Iterable[Tensor], G: Tensor, words: Tensor, others: list[str], progress: bool
+) -> list[Tensor]:
+    """The maps that `erase` keeps with rounds="auto": an edit's steps up to the one that its certificate chooses.
+
+    The first step at which no prompt's token can come as close to any of the words as the nearest of `others` already
+    is; or else the last one that raised the least certified distance by LEAST_RISE, once PATIENCE steps in a row did
+    not, or after MAX_ROUNDS. words: the concepts' last word tokens, (concepts, d). G: (d, d). others: texts.
+    Raises TypeError if the pipeline's prompt embedding is not the output of one final LayerNorm. Source: ours.
+    """
+    gamma, beta = (part.to(G) for part in texts.final_norm(pipe))
+    enough = nearest_of(pipe, G, words, others, progress)
+    history, most, before, best = [], 0.0, 0.0, 0
+    for n, M in enumerate(islice(steps, MAX_ROUNDS + 1)):
+        history.append(M)
+        distance, _ = bound(M, G, words, gamma, beta)
+        reached, done = distance.min().item(), bool((distance >= enough).all())
+        if n == 0 or done or reached >= max(most, before * (1 + LEAST_RISE)):
+            most, best = reached, n
+        if done or n >= best + PATIENCE:
+            break
+        before = reached
+    return history[: best + 1]
+
+
+def nearest_of(pipe: DiffusionPipeline, G: Tensor, words: Tensor, others: list[str], progress: bool) -> Tensor:
+    """The distance from each word token (n, d) to the nearest word token of `others`; infinite if there are none."""
+    found = torch.full_like(words[:, 0], torch.inf)
+    for some in texts.batches(others, 64, progress):
+        last = torch.tensor([[texts.last_word(pipe, text)] for text in some])
+        embeds = texts.encode(pipe, some).to(G)
+        parts = [nearest(part, embeds, last.expand(-1, len(part)), G)[0] for part in words.split(64)]
+        found = torch.minimum(found, torch.cat(parts))
+    return found
+
+
+def _encoded(pipe: DiffusionPipeline, words: list[str], like: Tensor) -> tuple[Tensor, list[int]]:
+    """The embeddings of texts, (texts, positions, d), and where their last words are; of none, none."""
+    E = texts.encode(pipe, words).to(like) if words else like.new_zeros(0, *like.shape)
+    return E, [texts.last_word(pipe, text) for text in words]
 
 
 def _nearest(G: Tensor, C: Tensor, i: int, E: Tensor, last: list[int]) -> tuple[Tensor, Tensor]:
@@ -132,23 +174,17 @@ def _nearest(G: Tensor, C: Tensor, i: int, E: Tensor, last: list[int]) -> tuple[
     return distance.where(distance.isfinite(), torch.nan), index
 
 
-def bound(
-    M: Tensor, G: Tensor, C: Tensor, gamma: Tensor, beta: Tensor, *, eps: float = 1e-5, least_variance: float = 0.0
-) -> tuple[Tensor, Tensor]:
+def bound(M: Tensor, G: Tensor, C: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """min |M h - c|_G over h = gamma x + beta with mean(x) = 0, for every row c of C: (n,) distances and minimisers.
 
-    A LayerNorm divides by sqrt(variance + eps), so |x|^2 = d v / (v + eps) < d, where v is the variance of what it
-    reads: over all v that is the whole ball, which is the default and assumes nothing. least_variance: a v below which
-    the encoder is known never to go; then only the shell d v / (v + eps) <= |x|^2 <= d counts.
+    A LayerNorm divides by sqrt(variance + eps), so |x|^2 < d whatever it reads. The bound takes the whole ball.
 
-    With x = Q y, Q an orthonormal basis of mean zero, this is min |B y - a| over lo <= |y|^2 <= d, solved on the
-    eigenvectors of B^T B: y = (B^T B + mu)^-1 B^T a, where mu >= 0 puts y on the ball's surface, mu <= 0 on the
-    shell's inside, and 0 in between; on both spheres it is the global minimum (More and Sorensen 1983).
-    M, G: (d, d), G symmetric positive semidefinite; C: (n, d); gamma, beta: (d,). float64, on G's device.
-    Raises ValueError if a number is out of range.
+    With x = Q y, Q an orthonormal basis of mean zero, this is min |B y - a| over |y|^2 <= d, solved on the
+    eigenvectors of B^T B: y = (B^T B + mu)^-1 B^T a, where mu > 0 puts y on the sphere, and mu = 0 inside of it. That
+    is the global minimum (More and Sorensen 1983).
+    M, G: (d, d), G symmetric positive semidefinite; C: (n, d); gamma, beta: (d,).
+    float64, on G's device. Source: ours.
     """
-    solver.positive(eps, "eps", or_zero=True)
-    solver.positive(least_variance, "least_variance", or_zero=True)
     d = G.shape[0]
     values, vectors = torch.linalg.eigh(G)
     root = values.clamp(min=0).sqrt()[:, None] * vectors.T  # root^T root = G
@@ -157,17 +193,8 @@ def bound(
     lam, V = torch.linalg.eigh(B.T @ B)
     lam = lam.clamp(min=0)
     g = a @ B @ V
-    inner = d * least_variance / (least_variance + eps) if least_variance else 0.0
-    mu = _secular(lam, g, d**0.5)
-    if inner:
-        mu = torch.maximum(mu, _secular(lam, g, inner**0.5).clamp(max=0))
-    else:
-        mu = mu.clamp(min=0)
-    divisor = lam + mu[:, None]
-    y = torch.where(divisor > 0, g / divisor.clamp(min=torch.finfo(g.dtype).tiny), 0)
-    # The hard case: g has no part in the lowest eigenvectors, and what is missing to the sphere is added there.
-    short = torch.where(mu < 0, inner, torch.where(mu > 0, float(d), 0.0)) - y.square().sum(1)
-    y[:, 0] += torch.where((short > 1e-9 * d) & (divisor[:, 0] <= 0), short.clamp(min=0).sqrt(), 0)
+    divisor = lam + _secular(lam, g, d**0.5).clamp(min=0)[:, None]
+    y = torch.where(divisor > 0, g / divisor.clamp(min=torch.finfo(g.dtype).tiny), torch.zeros_like(g))
     H = (y @ V.T) @ _mean_zero(d).to(G).T * gamma + beta
     return norm(H @ M.T - C, G), H
 

@@ -9,8 +9,8 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
-from rece import erasing, layers, solver
-from rece.eraser import Eraser
+from rece import layers, solver, texts
+from rece.eraser import Eraser, origin
 from rece.images import generate
 
 
@@ -55,7 +55,7 @@ def debias(
     """
     settings = {name: value for name, value in locals().items() if name not in ("pipe", "concept", "labels")}
     settings.pop("progress")
-    concepts = layers.concepts_of(concept)
+    concepts = texts.concepts_of(concept)
     if isinstance(attributes, str) or len(set(attributes)) < 2:
         raise ValueError("attributes must be a list of two different texts or more")
     wanted = np.full(len(attributes), 1 / len(attributes)) if desired is None else np.asarray(desired, float)
@@ -69,21 +69,20 @@ def debias(
     if layers.fused(pipe) is not None:
         raise ValueError("the pipeline carries an eraser: remove it before computing another one")
 
-    def last_tokens(texts: list[str]) -> torch.Tensor:
-        embeds = layers.encode(pipe, texts)
-        rows = [E[layers.last_words(pipe, text)] for E, text in zip(embeds, texts, strict=True)]
+    def last_tokens(words: list[str]) -> torch.Tensor:
+        embeds = texts.encode(pipe, words)
+        rows = [E[texts.last_words(pipe, word)] for E, word in zip(embeds, words, strict=True)]
         return torch.stack(rows, dim=1)  # (tokenizers, texts, d)
 
     K, A = last_tokens(concepts), last_tokens(list(attributes))
-    KK = K.flatten(0, 1).T @ K.flatten(0, 1)
-    PP = layers.encode_gram(pipe, preserve, last=True) if preserve else None
+    PP = texts.encode_gram(pipe, preserve, last=True) if preserve else None
     alpha = torch.zeros(len(concepts), len(attributes), dtype=K.dtype, device=K.device)
     draw = dict(steps=steps, guidance=guidance, batch_size=batch_size, progress=False)
     alphas, seen, done = [], [], False
     for step in tqdm(range(max_iterations), desc="debias", delay=1, leave=False, disable=not progress):
-        KR = K.flatten(0, 1).T @ (alpha @ A).flatten(0, 1)  # R = T - K
+        T = K + alpha @ A
         scales = dict(lamb=lamb, erase_scale=edit_scale, preserve_scale=preserve_scale)
-        eraser = Eraser(solver.edit_map_of_sums(KK, KR, PP, **scales))
+        eraser = Eraser(solver.edit_map(K.flatten(0, 1), T.flatten(0, 1), PP, **scales))
         alphas.append(alpha.tolist())
         shares = []
         eraser.apply(pipe)
@@ -109,7 +108,7 @@ def debias(
     if not done:
         warnings.warn(f"debias: not within max_diff {max_diff} after max_iterations {max_iterations}", stacklevel=2)
     provenance = {
-        **erasing.origin(pipe),
+        **origin(pipe),
         "concepts": concepts,
         **settings,
         "desired": wanted.tolist(),

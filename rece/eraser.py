@@ -1,9 +1,11 @@
 """The eraser: one (d, d) map, where it came from, and the ways to use, combine and store it."""
 
 import json
+import platform
 import warnings
 import weakref
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -11,7 +13,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rece import families, files, layers, solver
+from rece import families, files, layers, solver, texts
 
 
 class Eraser:
@@ -90,8 +92,8 @@ class Eraser:
         d = layers.width(pipe)
         if len(self.map) != d:
             raise ValueError(f"this eraser is for text width {len(self.map)}, but the pipeline's is {d}")
-        if made_for and layers.encoders(pipe) != made_for:
-            raise ValueError(f"this eraser is for {made_for}, but the pipeline has {layers.encoders(pipe)}")
+        if made_for and texts.encoders(pipe) != made_for:
+            raise ValueError(f"this eraser is for {made_for}, but the pipeline has {texts.encoders(pipe)}")
         layers.fuse(pipe, self.map, self.pooled)
         self._pipe = weakref.ref(pipe)
         return pipe
@@ -196,3 +198,29 @@ class Eraser:
         note = {"format": "pt", "rece": json.dumps(self.provenance | {"lora_rank": r, "lora_loss": loss})}
         files.write(tensors, Path(folder, "pytorch_lora_weights.safetensors"), note)
         return loss
+
+
+def origin(pipe: DiffusionPipeline) -> dict:
+    """What a pipeline is and with which versions it is worked on, for an eraser's provenance."""
+    return {
+        "base_model": _base_model(pipe),
+        "pipeline": type(pipe).__name__,
+        "text_encoders": texts.encoders(pipe),
+        "versions": _versions(),
+    }
+
+
+def _base_model(pipe: DiffusionPipeline) -> str:
+    """The name the pipeline was loaded by; of a local folder only its last part."""
+    name = str(pipe.config.get("_name_or_path") or "unnamed")
+    return Path(name).resolve().name if Path(name).exists() else name
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("rece", "torch", "diffusers", "transformers"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+            versions[package] = "not installed"
+    return versions

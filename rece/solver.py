@@ -1,46 +1,42 @@
 """The closed form, tensors in and tensors out.
 
-Every linear layer W that reads a prompt token h is edited by one and the same matrix, W' = W M, so an edit of the
-whole model is the (d, d) map M and nothing else. Token sets are matrices with one token per row; d is the width of
-the prompt embedding.
+Every linear layer W that reads a prompt token h is edited by the same matrix: W' = W M. So an edit of the whole model
+is the (d, d) map M and nothing else. Token sets are matrices with one token per row. d is the width of the prompt
+embedding.
 
 Everything is computed and returned in float64, on the device of the input; where a device has no float64 (MPS), on
-the CPU. Systems are solved, by Cholesky where they are positive definite; no inverse is formed.
-
-Tokens K and their targets T enter an edit through K^T K and K^T (T - K) alone, and a derived token is a linear
-function of its concept and target. So there are two forms of one algorithm: `Rows` holds the tokens themselves, `Sums`
-holds (d, d) sums over them, whose size and whose cost per round do not grow with their number.
+the CPU. Systems are solved by Cholesky where they are positive definite. No inverse is formed.
 """
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 REGULARISERS = ("zero", "target", "surrogate1", "surrogate2", "both")
 
-# Beyond this condition number float64 guarantees fewer than four digits (1e12 x 1.1e-16 = 1e-4), which is where the
-# rounding of half-precision weights (5e-4) lies.
+# Beyond this condition number float64 guarantees fewer than four digits (1e12 x 1.1e-16 = 1e-4). Rounding to a half
+# type is of that size (5e-4).
 MAX_CONDITION = 1e12
 
 
 def edit_map(
     K: Tensor,
     T: Tensor,
-    P: Tensor | None = None,
+    PP: Tensor | None = None,
     *,
     lamb: float,
     erase_scale: float = 1.0,
     preserve_scale: float = 1.0,
 ) -> Tensor:
-    """The map M whose edit W' = W M sends the tokens K to where W sends T and moves P and everything else little.
+    """The map M whose edit W' = W M sends the tokens K to where W sends T, and moves all else little.
 
     W' minimises  erase_scale * sum |W'k - Wt|^2 + preserve_scale * sum |W'p - Wp|^2 + lamb * |W' - W|^2  for every W
     at once: M = I + e (T - K)^T K A^-1  with  A = lamb I + e K^T K + p P^T P.
 
-    K, T: (n, d), matched row by row. P: (m, d) or None. lamb has the unit of a squared token norm.
+    K, T: (n, d), matched row by row; thousands of rows can be made few, see `compress`. PP: P^T P of the preserved
+    tokens P (one per row), (d, d), or None. lamb has the unit of a squared token norm.
     Returns M, (d, d) float64; M - I has at most n nonzero singular values.
     Raises ValueError on shapes that do not match, non-finite values, scales out of range, or an ill-conditioned A.
     Source: the closed form of UCE (arXiv 2308.14761) and RECE (arXiv 2407.12383, eq. 3); the layer-free form is ours.
@@ -48,43 +44,18 @@ def edit_map(
     K, T = _rows(K, "K"), _rows(T, "T")
     if K.shape != T.shape:
         raise ValueError(f"T must match K row by row: K is {tuple(K.shape)}, T is {tuple(T.shape)}")
-    _scales(lamb, erase_scale, preserve_scale)
-    PP = None
-    if P is not None and len(P):
-        P = _rows(P, "P")
-        if P.shape[1] != K.shape[1]:
-            raise ValueError(f"P must have the width of K: K is {tuple(K.shape)}, P is {tuple(P.shape)}")
-        PP = P.T @ P
-    tokens, scales = Rows(K, T), {"erase_scale": erase_scale, "preserve_scale": preserve_scale}
-    return edit_map_of_sums(tokens.KK, tokens.KR, PP, lamb=lamb, **scales)
-
-
-def edit_map_of_sums(
-    KK: Tensor,
-    KR: Tensor,
-    PP: Tensor | None = None,
-    *,
-    lamb: float,
-    erase_scale: float = 1.0,
-    preserve_scale: float = 1.0,
-) -> Tensor:
-    """`edit_map` for K^T K, K^T (T - K) and P^T P, all that it reads of its rows: M = I + e (K^T (T - K))^T A^-1.
-
-    KK, KR, PP: (d, d), of as many rows as one likes; PP may be None. The rest, the result and the errors are those of
-    `edit_map`. Source: ours.
-    """
-    KK, KR = _rows(KK, "KK"), _rows(KR, "KR")
-    PP = None if PP is None else _rows(PP, "PP").to(KK.device)
-    d = KK.shape[1]
-    if not KK.shape == KR.shape == (KK if PP is None else PP).shape == (d, d):
-        shapes = [tuple(x.shape) for x in (KK, KR, PP) if x is not None]
-        raise ValueError(f"KK, KR and PP must be square and of one width, but are {shapes}")
-    _scales(lamb, erase_scale, preserve_scale)
-    eye = torch.eye(d, dtype=KK.dtype, device=KK.device)
-    A = lamb * eye + erase_scale * KK
+    positive(lamb, "lamb")
+    positive(erase_scale, "erase_scale")
+    positive(preserve_scale, "preserve_scale", or_zero=True)
+    d = K.shape[1]
+    eye = torch.eye(d, dtype=K.dtype, device=K.device)
+    A = lamb * eye + erase_scale * (K.T @ K)
     if PP is not None:
+        PP = _rows(PP, "PP").to(K.device)
+        if PP.shape != (d, d):
+            raise ValueError(f"PP must be P^T P of preserved tokens P, ({d}, {d}) like K's width: {tuple(PP.shape)}")
         A = A + preserve_scale * PP
-    return eye + erase_scale * _solve(A, KR).T
+    return eye + erase_scale * _solve(A, K.T @ (T - K)).T
 
 
 def gram(weights: Iterable[Tensor]) -> Tensor:
@@ -146,72 +117,37 @@ def derive(M: Tensor, G: Tensor, C: Tensor, *, lamb: float, reg: str = "zero", t
         left, right = A + lamb * eye, right + lamb * C
     else:
         left, right = (1 + lamb) * A + lamb * eye, right + lamb * (C @ A + C)
-    return _solve(left, right.T).T
+    return _solve(left, right.T, "raise lamb, the ridge of the derived embedding").T
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Tokens K and their targets T, row by row: (n, d) float64 each. a + b has the rows of both."""
+def gram_of_pairs(K: Tensor, T: Tensor) -> Tensor:
+    """Z^T Z of the rows Z = [K, T - K]: (2 d, 2 d) float64, all that edits and rounds read of any number of rows.
 
-    K: Tensor
-    T: Tensor
-
-    def __add__(self, other: "Rows") -> "Rows":
-        return Rows(torch.cat([self.K, other.K]), torch.cat([self.T, other.T]))
-
-    @property
-    def KK(self) -> Tensor:
-        """K^T K, (d, d)."""
-        return self.K.T @ self.K
-
-    @property
-    def KR(self) -> Tensor:
-        """K^T R with R = T - K, (d, d)."""
-        return self.K.T @ (self.T - self.K)
-
-    def derive(self, M: Tensor, G: Tensor, *, lamb: float, reg: str = "zero") -> "Rows":
-        """The tokens that `derive` makes of K, with the same targets."""
-        return Rows(derive(M, G, self.K, lamb=lamb, reg=reg, target=self.T), self.T)
-
-    def sums(self, reg: str = "zero") -> "Sums":
-        """The same tokens as sums that can be derived from with `reg`."""
-        R = self.T - self.K
-        return Sums(self.KK, self.K.T @ R, R.T @ R if reg == "target" else None)
-
-
-@dataclass(frozen=True)
-class Sums:
-    """What an edit and a derivation need of any number of rows K with targets T = K + R: (d, d) float64 each.
-
-    KK: K^T K. KR: K^T R. RR: R^T R, which is read by reg="target" only, or None. a + b has the rows of both. R is
-    summed rather than T so that nothing cancels where targets are close to tokens.
+    K, T: (n, d), matched row by row. Raises ValueError on shapes that do not match or non-finite values. Source: ours.
     """
+    K, T = _rows(K, "K"), _rows(T, "T")
+    Z = torch.cat([K, T - K], 1)
+    return Z.T @ Z
 
-    KK: Tensor
-    KR: Tensor
-    RR: Tensor | None = None
 
-    def __add__(self, other: "Sums") -> "Sums":
-        RR = None if self.RR is None or other.RR is None else self.RR + other.RR
-        return Sums(self.KK + other.KK, self.KR + other.KR, RR)
+def compress(S: Tensor) -> tuple[Tensor, Tensor]:
+    """At most 2 d tokens K with targets T that stand for any number of rows: Z^T Z = S for Z = [K, T - K].
 
-    def derive(self, M: Tensor, G: Tensor, *, lamb: float, reg: str = "zero") -> "Sums":
-        """The sums of the tokens that `derive` makes of K, with the same targets, ready for an edit.
+    An edit reads K^T K and K^T (T - K) alone, and a derived token is a linear function of its concept and target. So
+    these few rows give the edit and the rounds of all rows. T - K is summed, not T: nothing cancels where the two are
+    close.
 
-        Those are  D = K X + R Y,  hence  T - D = K (I - X) + R (I - Y),  where X is what `derive` makes of the rows of
-        I with themselves as targets, and Y what it makes of zero rows with those targets: 0 unless reg="target".
-        Raises ValueError as `derive` does, or if RR is lacking.
-        """
-        eye = torch.eye(len(self.KK), dtype=self.KK.dtype, device=self.KK.device)
-        X = derive(M, G, eye, lamb=lamb, reg=reg, target=eye)
-        if reg != "target":
-            return Sums(X.T @ self.KK @ X, X.T @ (self.KK @ (eye - X) + self.KR))
-        if self.RR is None:
-            raise ValueError("RR must be given with reg='target': make the sums with Rows.sums(reg='target')")
-        Y = derive(M, G, torch.zeros_like(eye), lamb=lamb, reg=reg, target=eye)
-        S = torch.cat([torch.cat([self.KK, self.KR], 1), torch.cat([self.KR.T, self.RR], 1)])
-        Z, rest = torch.cat([X, Y]), torch.cat([eye - X, eye - Y])
-        return Sums(Z.T @ S @ Z, Z.T @ S @ rest)
+    S: (2 d, 2 d), the sum of `gram_of_pairs` over all rows. Returns K and T, (r, d) float64, r being S's rank.
+    Raises ValueError if S is not square or not finite. Source: ours; a symmetric eigendecomposition.
+    """
+    S = _rows(S, "S")
+    if S.shape[0] != S.shape[1] or len(S) % 2:
+        raise ValueError(f"S must be square, of an even width 2 d, but is {tuple(S.shape)}")
+    sizes, directions = torch.linalg.eigh(S)
+    kept = sizes > len(S) * torch.finfo(S.dtype).eps * sizes[-1]
+    Z = sizes[kept].sqrt()[:, None] * directions[:, kept].T
+    K, R = Z.chunk(2, 1)
+    return K, K + R
 
 
 def factor(M: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor, float]:
@@ -249,12 +185,6 @@ def positive(value: float, name: str, or_zero: bool = False) -> None:
         raise ValueError(f"{name} must be a {'non-negative' if or_zero else 'positive'} finite number, not {value!r}")
 
 
-def _scales(lamb: float, erase_scale: float, preserve_scale: float) -> None:
-    positive(lamb, "lamb")
-    positive(erase_scale, "erase_scale")
-    positive(preserve_scale, "preserve_scale", or_zero=True)
-
-
 def _rows(x: Tensor, name: str) -> Tensor:
     if not isinstance(x, Tensor) or x.ndim != 2 or 0 in x.shape or not x.is_floating_point():
         shape = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
@@ -265,10 +195,10 @@ def _rows(x: Tensor, name: str) -> Tensor:
     return x
 
 
-def _solve(A: Tensor, B: Tensor) -> Tensor:
+def _solve(A: Tensor, B: Tensor, remedy: str = "raise lamb") -> Tensor:
     """A^-1 B for symmetric positive definite A, refused where the condition number passes MAX_CONDITION."""
     L, failed = torch.linalg.cholesky_ex(A)
-    _well_conditioned(math.inf if failed.item() else _condition(A, L), "raise lamb")
+    _well_conditioned(math.inf if failed.item() else _condition(A, L), remedy)
     return torch.cholesky_solve(B, L)
 
 

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from rece import Eraser, attacks, erase, layers
+from rece import Eraser, attacks, erase, layers, texts
 from rece.attacks import Attempts, _denoise, _tokens, reword, unlearndiff
 from rece.images import generate
 
@@ -149,9 +149,9 @@ def test_reword_refuses():
 
 def test_concept_vector(victim, pipe):
     none, one, three = (run("concept_vector", victim, pipe, eta=eta).embeds for eta in (0, 1, 3))
-    torch.testing.assert_close(none, layers.encode(pipe, PROMPTS), rtol=0, atol=0)
+    torch.testing.assert_close(none, texts.encode(pipe, PROMPTS), rtol=0, atol=0)
     torch.testing.assert_close(three - none, 3 * (one - none))
-    having, lacking = layers.encode(pipe, ["a dog", "a"])
+    having, lacking = texts.encode(pipe, ["a dog", "a"])
     torch.testing.assert_close(one - none, (having - lacking).expand_as(one))
     pairs = [["a dog", "a"], ["b dog", "b"], ["c dog", "c"]]
     several = run("concept_vector", victim, pipe, concept=[{**DOG, "pairs": pairs[:1]}, {**DOG, "pairs": pairs[1:]}])
@@ -166,7 +166,7 @@ def test_closed_form_minimises_the_literal_objective(victim, pipe, lamb):
     attempts = run("closed_form", victim, pipe, lamb=lamb)
     both = zip(layers.prompt_layers(victim).values(), layers.prompt_layers(pipe).values(), strict=True)
     weights = [(edited.weight.double(), plain.weight.double()) for edited, plain in both]
-    C = layers.encode(pipe, PROMPTS)
+    C = texts.encode(pipe, PROMPTS)
 
     def objective(X):
         return sum((X @ V.T - C @ W.T).square().sum((1, 2)) for V, W in weights) + lamb * X.square().sum((1, 2))
@@ -184,7 +184,7 @@ def test_closed_form_undoes_an_invertible_map(pipe):
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(32, 32, generator=generator, dtype=torch.float64)
     victim = Eraser(torch.eye(32, dtype=torch.float64) + 0.1 * noise).apply(tiny.sd())
-    C = layers.encode(pipe, PROMPTS)
+    C = texts.encode(pipe, PROMPTS)
     distances = []
     for lamb in (1.0, 1e-2, 1e-4, 0.0):
         X = run("closed_form", victim, pipe, lamb=lamb).embeds
@@ -304,7 +304,7 @@ def test_the_loss_falls_to_the_word_that_solves_it(victim, pipe, word, monkeypat
         for name, parameter in victim.text_encoder.named_parameters():
             if "out_proj" in name or "fc2" in name:
                 parameter.zero_()
-    goal = layers.encode(victim, [word])[0, 1].float()
+    goal = texts.encode(victim, [word])[0, 1].float()
 
     def forward(x, t, encoder_hidden_states):
         missing = 1 - encoder_hidden_states[:, 1] @ goal / (goal @ goal)

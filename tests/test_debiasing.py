@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import rece
-from rece import layers
+from rece import layers, texts
 from rece.judges.embedded import Judge
 from rece.study import config
 
@@ -18,7 +18,7 @@ def weights(pipe):
 
 
 def token(pipe, text):
-    return layers.encode(pipe, [text])[0][layers.last_words(pipe, text)]
+    return texts.encode(pipe, [text])[0][texts.last_words(pipe, text)]
 
 
 def test_a_model_that_shows_the_desired_shares_is_left_alone(pipe):

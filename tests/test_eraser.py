@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import rece
-from rece import certificate, erasing, layers, solver
+from rece import certificate, erasing, layers, solver, texts
 
 
 def weights(pipe):
@@ -57,7 +57,7 @@ CASES = {
     **{reg: (["dog", "cat"], dict(reg=reg, uce_lamb=50.0, lamb=10.0, derive_lamb=0.5)) for reg in solver.REGULARISERS},
 }
 MANY = ["dog", "a big cat", "sun", "moon", "th", "a house"]
-for reg in solver.REGULARISERS:  # more than erasing.BY_ROWS widths of tokens
+for reg in solver.REGULARISERS:  # more than texts.ROW_LIMIT widths of tokens
     CASES[f"many concepts, {reg}"] = (MANY, CASES[reg][1] | {"uce_lamb": 200.0, "lamb": 50.0, "rounds": 1})
 CASES["surrogate1"][1]["rounds"] = 1  # without a ridge the literal inverse itself has fewer than nine digits later on
 
@@ -67,7 +67,7 @@ CASES["surrogate1"][1]["rounds"] = 1  # without a ridge the literal inverse itse
 def test_erase_agrees_with_the_literal_algorithm_after_every_step(pipe, case, target):
     concepts, settings = CASES[case]
     pipe.to(torch.float64)
-    eraser = rece.erase(pipe, concepts, target=target, **settings)
+    eraser = rece.erase(pipe, concepts, target=target, **tiny.numbers(**settings))
     before = weights(pipe)
     steps = literal_erase(pipe, concepts, [target] * len(concepts), **settings)
     assert len(steps) == len(eraser.history) == 1 + settings.get("rounds", 3)
@@ -87,31 +87,24 @@ def test_the_defaults_are_the_papers_nudity_setting(pipe):
         ["nudity"],
         target=[" "],
         rounds=3,
-        lamb=0.1,
-        erase_scale=1.0,
-        preserve_scale=0.1,
-        derive_lamb=0.1,
-        reg="zero",
-        uce_lamb=0.5,
-        uce_erase_scale=1.0,
-        uce_preserve_scale=1.0,
-        preserve_uce=[""],
-        preserve_rounds=[" "],
+        start={"lamb": 0.5, "erase_scale": 1.0, "preserve_scale": 1.0, "tokens": "rest", "preserve": [""]},
+        each=erasing.Round(lamb=0.1, erase_scale=1.0, preserve_scale=0.1, derive_lamb=0.1, reg="zero", preserve=[" "]),
     )
     assert torch.equal(eraser.map, spelt.map)
 
 
 def test_a_preserve_list_adds_to_the_start_and_replaces_in_the_rounds(pipe):
     made = rece.erase(pipe, "dog", preserve=["sun", "moon"])
-    assert made.provenance["preserve_uce"] == made.provenance["preserve_rounds"] == ["", "sun", "moon"]
+    kept = [made.provenance[part]["preserve"] for part in ("start", "each")]
+    assert kept == [["", "sun", "moon"]] * 2
     plain = rece.erase(pipe, ["dog", "cat"])
-    assert (plain.provenance["preserve_uce"], plain.provenance["preserve_rounds"]) == ([""], [" ", " "])
+    assert [plain.provenance[part]["preserve"] for part in ("start", "each")] == [[""], [" ", " "]]
 
 
 def test_erase_suppresses_the_concept_and_the_derived_embedding_brings_it_back(pipe):
-    C, T = layers.encode(pipe, ["dog", " "])
+    C, T = texts.encode(pipe, ["dog", " "])
     G, M = layers.gram(pipe), rece.erase(pipe, "dog", rounds=0).map
-    word = layers.last_word(pipe, "dog")
+    word = texts.last_word(pipe, "dog")
 
     def distance(answer, token):
         change = answer - token
@@ -125,34 +118,35 @@ def test_erase_suppresses_the_concept_and_the_derived_embedding_brings_it_back(p
 
 def test_many_preserve_texts_enter_through_their_gram_alone(pipe):
     pipe.to(torch.float64)
-    texts = [f"{a} {b}" for a in "abcdefgh" for b in "abcdefgh"] + ["a a", " ", " "]
-    rows = layers.encode(pipe, texts)
-    assert_close(layers.encode_gram(pipe, texts, batch_size=5), rows.flatten(0, 1).T @ rows.flatten(0, 1))
-    last = torch.stack([row[layers.last_word(pipe, text)] for row, text in zip(rows, texts, strict=True)])
+    asked = [f"{a} {b}" for a in "abcdefgh" for b in "abcdefgh"] + ["a a", " ", " "]
+    rows = texts.encode(pipe, asked)
+    assert_close(texts.encode_gram(pipe, asked, batch_size=5), rows.flatten(0, 1).T @ rows.flatten(0, 1))
+    last = torch.stack([row[texts.last_word(pipe, text)] for row, text in zip(rows, asked, strict=True)])
     for batch_size in (5, 1000):
-        assert_close(layers.encode_gram(pipe, texts, batch_size, last=True), last.T @ last)
+        assert_close(texts.encode_gram(pipe, asked, batch_size, last=True), last.T @ last)
     with pytest.raises(ValueError, match="prompts must be a list"):
-        layers.encode_gram(pipe, [])
+        texts.encode_gram(pipe, [])
 
 
 @pytest.fixture
 def encoded(monkeypatch):
     """The texts of every call of the text encoder."""
-    calls, real = [], layers._encode
-    monkeypatch.setattr(layers, "_encode", lambda pipe, texts, path: calls.append(texts) or real(pipe, texts, path))
+    calls, real = [], texts._encode
+    monkeypatch.setattr(texts, "_encode", lambda pipe, some, path: calls.append(some) or real(pipe, some, path))
     return calls
 
 
 @pytest.mark.parametrize("targets", [[" "] * 30, ["art", " ", "sea"] * 10])
 def test_of_many_concepts_every_text_is_encoded_once_and_a_few_at_a_time(pipe, encoded, targets, monkeypatch):
-    monkeypatch.setattr(erasing, "BY_ROWS", 4)
+    monkeypatch.setattr(texts, "ROW_LIMIT", 4)
+    NUMBERS = tiny.numbers(uce_lamb=50.0, lamb=10.0)
     size, concepts = 4 * 32 // tiny.POSITIONS, [f"concept {n}" for n in range(len(targets))]
-    held, real = [], solver.Rows.sums
-    monkeypatch.setattr(solver.Rows, "sums", lambda self, *reg: held.append(len(self.K)) or real(self, *reg))
+    held, real = [], solver.gram_of_pairs
+    monkeypatch.setattr(solver, "gram_of_pairs", lambda K, T: held.append(len(K)) or real(K, T))
     kept = [f"kept {n}" for n in range(70)]
-    eraser = rece.erase(pipe, concepts, target=targets, preserve=kept, rounds=2, uce_lamb=50.0, lamb=10.0)
-    texts = [text for call in encoded for text in call]
-    assert sorted(texts) == sorted([*concepts, *set(targets), "", *kept])
+    eraser = rece.erase(pipe, concepts, target=targets, preserve=kept, rounds=2, **NUMBERS)
+    asked = [text for call in encoded for text in call]
+    assert sorted(asked) == sorted([*concepts, *set(targets), "", *kept])
     assert max(map(len, encoded[:-2])) <= size + 2  # with the targets that are new
     assert len(held) > 2 * len(concepts) / size - 1 and max(held) <= size * tiny.POSITIONS <= 4 * 32
     assert eraser.provenance["concepts"] == concepts and eraser.provenance["target"] == targets
@@ -161,37 +155,37 @@ def test_of_many_concepts_every_text_is_encoded_once_and_a_few_at_a_time(pipe, e
 @pytest.mark.parametrize("tokens", ["rest", "last"])
 def test_one_list_for_start_and_rounds_is_the_same_as_two(pipe, tokens):
     numbers, kept = dict(uce_lamb=5.0, lamb=2.0, derive_lamb=0.5, rounds=1, uce_tokens=tokens), ["", "sun", "a moon"]
-    one = rece.erase(pipe, "dog", preserve_uce=kept, preserve_rounds=kept, **numbers)
-    two = rece.erase(pipe, "dog", preserve_uce=kept, preserve_rounds=kept[::-1], **numbers)
+    one = rece.erase(pipe, "dog", **tiny.numbers(preserve_uce=kept, preserve_rounds=kept, **numbers))
+    two = rece.erase(pipe, "dog", **tiny.numbers(preserve_uce=kept, preserve_rounds=kept[::-1], **numbers))
     assert_close(one.map, two.map, atol=1e-9, rtol=0)
 
 
 def test_few_concepts_are_worked_on_as_rows_to_the_bit(pipe):
     """By the formulas as they stand, on all rows at once."""
-    concepts, numbers = ["dog", "cat"], dict(uce_lamb=5.0, lamb=2.0, derive_lamb=0.5)
+    concepts, numbers = ["dog", "cat"], tiny.numbers(uce_lamb=5.0, lamb=2.0, derive_lamb=0.5)
     for anchored in (False, True):
         eraser = rece.erase(pipe, concepts, rounds=2, anchored=anchored, **numbers)
-        *C, T = layers.encode(pipe, [*concepts, " "])
-        P_start, P_rounds = layers.encode(pipe, [""])[0], layers.encode(pipe, [" "])[0] * 2**0.5
-        K, aims = zip(*((C[n][layers.last_word(pipe, text) :], n) for n, text in enumerate(concepts)), strict=True)
+        *C, T = texts.encode(pipe, [*concepts, " "])
+        P_start, P_rounds = texts.encode(pipe, [""])[0], texts.encode(pipe, [" "])[0] * 2**0.5
+        K, aims = zip(*((C[n][texts.last_word(pipe, text) :], n) for n, text in enumerate(concepts)), strict=True)
         K, aims = [torch.cat(K)], [torch.cat([T[: len(rows)] for rows in K])]
-        M, G = solver.edit_map(K[0], aims[0], P_start, lamb=5.0), layers.gram(pipe)
+        M, G = solver.edit_map(K[0], aims[0], P_start.T @ P_start, lamb=5.0), layers.gram(pipe)
         assert torch.equal(eraser.history[0], M)
         for step in eraser.history[1:]:
             derived = solver.derive(M, G, torch.cat(C), lamb=0.5)
             K, aims = ([*K, derived], [*aims, T, T]) if anchored else ([derived], [T, T])
-            edit = solver.edit_map(torch.cat(K), torch.cat(aims), P_rounds, lamb=2.0, preserve_scale=0.1)
+            edit = solver.edit_map(torch.cat(K), torch.cat(aims), P_rounds.T @ P_rounds, lamb=2.0, preserve_scale=0.1)
             M = edit if anchored else M @ edit
             assert torch.equal(step, M)
 
 
 def test_many_concepts_stop_by_certificate_where_their_rows_do(pipe, monkeypatch):
     pipe.to(torch.float64)
-    numbers = dict(rounds="auto", uce_lamb=50.0, lamb=20.0, derive_lamb=0.5)
+    numbers = tiny.numbers(rounds="auto", uce_lamb=50.0, lamb=20.0, derive_lamb=0.5)
     for others in (None, [f"other {n}" for n in range(70)]):
         made = []
         for by_rows in (1000, 0):
-            monkeypatch.setattr(erasing, "BY_ROWS", by_rows)
+            monkeypatch.setattr(texts, "ROW_LIMIT", by_rows)
             made.append(rece.erase(pipe, MANY, others=others, **numbers))
         assert len(made[0].history) == len(made[1].history)
         assert_close(made[1].map, made[0].map, atol=1e-7, rtol=0)
@@ -199,29 +193,31 @@ def test_many_concepts_stop_by_certificate_where_their_rows_do(pipe, monkeypatch
 
 def test_the_nearest_of_many_others_is_found_in_any_batch(pipe):
     others, G = [f"other {n}" for n in range(70)], layers.gram(pipe)
-    words = layers.encode(pipe, [f"{n} {n}" for n in range(70)])[:, 5]
-    last = torch.tensor([[layers.last_word(pipe, text)] * 70 for text in others])
-    at_once, which = certificate.nearest(words, layers.encode(pipe, others), last, G)
+    words = texts.encode(pipe, [f"{n} {n}" for n in range(70)])[:, 5]
+    last = torch.tensor([[texts.last_word(pipe, text)] * 70 for text in others])
+    at_once, which = certificate.nearest(words, texts.encode(pipe, others), last, G)
     assert which.min() < 64 <= which.max()
-    assert_close(erasing._nearest(pipe, G, words, others, False), at_once)
-    assert erasing._nearest(pipe, G, words, [], False).isinf().all()
+    assert_close(certificate.nearest_of(pipe, G, words, others, False), at_once)
+    assert certificate.nearest_of(pipe, G, words, [], False).isinf().all()
 
 
-@pytest.mark.parametrize("name", ["uce_lamb", "lamb", "derive_lamb"])
+@pytest.mark.parametrize("name", ["start.lamb", "each.lamb", "each.derive_lamb"])
 def test_ill_conditioned_sums_name_the_number_to_raise(pipe, name):
     with torch.no_grad():  # a direction that no token has and no layer reads
         pipe.text_encoder.final_layer_norm.weight[0] = pipe.text_encoder.final_layer_norm.bias[0] = 0.0
         for layer in layers.prompt_layers(pipe).values():
             layer.weight[:, 0] = 0.0
-    numbers = dict(uce_lamb=5.0, lamb=5.0, derive_lamb=0.5, rounds=1)
+    numbers = dict(start={"lamb": 5.0}, each={"lamb": 5.0, "derive_lamb": 0.5}, rounds=1)
     rece.erase(pipe, MANY, **numbers)
-    with pytest.raises(ValueError, match=f"ill-conditioned.*: raise {name}$"):
-        rece.erase(pipe, MANY, **numbers | {name: 1e-15})
+    group, number = name.split(".")
+    numbers[group][number] = 1e-15
+    with pytest.raises(ValueError, match=f"ill-conditioned.*: raise {name}(, the ridge.*)?$"):
+        rece.erase(pipe, MANY, **numbers)
 
 
 def test_relative_numbers_do_not_depend_on_the_unit_of_the_text_space(pipe):
     pipe.to(torch.float64)
-    settings = dict(relative=True, uce_lamb=0.5, lamb=0.2, derive_lamb=0.3, rounds=2)
+    settings = tiny.numbers(relative=True, uce_lamb=0.5, lamb=0.2, derive_lamb=0.3, rounds=2)
     absolute = dict(settings, relative=False)
     before, plain = rece.erase(pipe, "dog", **settings), rece.erase(pipe, "dog", **absolute)
     with torch.no_grad():
@@ -236,7 +232,7 @@ def test_relative_numbers_do_not_depend_on_the_unit_of_the_text_space(pipe):
 def test_fused_text_side_and_lora_are_the_same_model(pipe, tmp_path):
     eraser = rece.erase(pipe, ["dog", "cat"])
     original = images(pipe)
-    negative, positive = layers.encode(pipe, ["", "a dog"]) @ eraser.map.T
+    negative, positive = texts.encode(pipe, ["", "a dog"]) @ eraser.map.T
     text_side = images(
         pipe, prompt=None, prompt_embeds=positive[None].float(), negative_prompt_embeds=negative[None].float()
     )
@@ -259,7 +255,7 @@ def test_lora_file_has_one_rank_one_shared_factor_and_the_provenance(pipe, tmp_p
     shared = [tensor for name, tensor in tensors.items() if name.endswith("lora_A.weight")]
     assert all(torch.equal(tensor, shared[0]) for tensor in shared)
     assert shared[0].shape == (eraser.rank, 32)
-    assert eraser.rank <= tiny.POSITIONS - layers.last_word(pipe, "dog")
+    assert eraser.rank <= tiny.POSITIONS - texts.last_word(pipe, "dog")
     for name, W in weights(pipe).items():
         A, B = tensors[f"unet.{name}.lora_A.weight"], tensors[f"unet.{name}.lora_B.weight"]
         assert_close(W + B @ A, (W.double() @ eraser.map).float(), atol=1e-5, rtol=1e-5)
@@ -368,7 +364,7 @@ def test_save_and_load_round_trip(pipe, tmp_path):
     assert os.listdir(tmp_path / "new") == ["eraser.safetensors"]
     known = loaded.provenance
     assert known["concepts"] == ["dog", "cat"] and known["target"] == ["animal", " "] and known["rounds"] == 2
-    assert {"base_model", "lamb", "preserve_scale", "derive_lamb", "reg", "uce_lamb", "versions"} <= set(known)
+    assert {"base_model", "start", "each", "rounds", "relative", "versions"} <= set(known)
     assert json.loads(json.dumps(known)) == known
     before = weights(pipe)
     assert_same(weights(eraser.remove(loaded.apply(pipe))), before)
@@ -466,11 +462,11 @@ BAD = {
     "preserve numbers": (dict(preserve=[1]), TypeError, "preserve must be a list of texts"),
     "rounds": (dict(rounds=-1), ValueError, "rounds must be a whole number"),
     "half rounds": (dict(rounds=1.5), ValueError, "rounds must be a whole number"),
-    "reg": (dict(reg="one", rounds=0), ValueError, "reg must be one of zero, target"),
-    "lamb": (dict(lamb=0.0), ValueError, "^lamb must be a positive"),
-    "derive_lamb": (dict(derive_lamb=-1.0), ValueError, "derive_lamb must be a positive"),
-    "scale": (dict(uce_preserve_scale=-1.0), ValueError, "uce_preserve_scale must be a non-negative"),
-    "ill-conditioned": (dict(uce_lamb=1e-15), ValueError, "ill-conditioned.*raise uce_lamb"),
+    "reg": (dict(each={"reg": "one"}, rounds=0), ValueError, "each.reg must be one of zero, target"),
+    "lamb": (dict(each={"lamb": 0.0}), ValueError, "^each.lamb must be a positive"),
+    "derive_lamb": (dict(each={"derive_lamb": -1.0}), ValueError, "each.derive_lamb must be a positive"),
+    "scale": (dict(start={"preserve_scale": -1.0}), ValueError, "start.preserve_scale must be a non-negative"),
+    "ill-conditioned": (dict(start={"lamb": 1e-15}), ValueError, "ill-conditioned.*raise start.lamb"),
 }
 
 
@@ -514,7 +510,7 @@ def test_broken_text_encoder_and_broken_maps(pipe, tmp_path):
         random_eraser().save_lora(tmp_path, rank=33, pipe=pipe)
     assert os.listdir(tmp_path) == []
     with pytest.raises(ValueError, match="prompts must be a list"):
-        layers.encode(pipe, [])
+        texts.encode(pipe, [])
     pipe.text_encoder.final_layer_norm.weight.data[0] = torch.inf
     with pytest.raises(ValueError, match="text encoder returns values that are not finite"):
         rece.erase(pipe, "dog")

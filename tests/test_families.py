@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import rece
-from rece import erasing, families, layers, solver
+from rece import families, layers, solver, texts
 
 FAMILIES = {
     "sd": tiny.sd,
@@ -23,7 +23,8 @@ FAMILIES = {
     "pixart": tiny.pixart,
     "pixart sigma": lambda: tiny.pixart(sigma=True),
 }
-NUMBERS = dict(uce_lamb=5.0, lamb=2.0, derive_lamb=0.5, rounds=2)
+FLAT = dict(uce_lamb=5.0, lamb=2.0, derive_lamb=0.5, rounds=2)
+NUMBERS = tiny.numbers(**FLAT)
 
 
 @pytest.fixture(params=FAMILIES)
@@ -180,26 +181,24 @@ def _padded(tokenizer, text, length):
 
 
 @pytest.mark.parametrize("reg", ["zero", "target"])
-@pytest.mark.parametrize(
-    "concepts, by_rows", [(["dog"], 1000), (["a big cat", "dog"], 1000), (["a big cat", "dog"], 0)]
-)
-def test_every_path_is_the_literal_algorithm(any_pipe, concepts, by_rows, reg, monkeypatch):
-    monkeypatch.setattr(erasing, "BY_ROWS", by_rows)
+@pytest.mark.parametrize("concepts, limit", [(["dog"], 1000), (["a big cat", "dog"], 1000), (["a big cat", "dog"], 0)])
+def test_every_path_is_the_literal_algorithm(any_pipe, concepts, limit, reg, monkeypatch):
+    monkeypatch.setattr(texts, "ROW_LIMIT", limit)
     any_pipe.to(torch.float64)
-    eraser = rece.erase(any_pipe, concepts, target="a cat", preserve=["sun"], reg=reg, **NUMBERS)
+    eraser = rece.erase(any_pipe, concepts, target="a cat", preserve=["sun"], **tiny.numbers(reg=reg, **FLAT))
     for path in families.paths(any_pipe):
         embed, match, aligned = encoded(any_pipe, path)
         originals = list(layers.originals(any_pipe, path).values())
         pairs = [match(concept, "a cat") for concept in concepts]
         kept = [embed(text) for text in ("", "sun")]
-        weights = literal.edit(originals, pairs, kept, NUMBERS["uce_lamb"], 1.0, 1.0)
+        weights = literal.edit(originals, pairs, kept, FLAT["uce_lamb"], 1.0, 1.0)
         steps = [weights]
-        for _ in range(NUMBERS["rounds"]):
+        for _ in range(FLAT["rounds"]):
             pairs = []
             for concept in concepts:
                 C, T = aligned(concept, "a cat")
-                pairs.append((literal.derive(steps[-1], originals, C, NUMBERS["derive_lamb"], reg, T), T))
-            steps.append(literal.edit(steps[-1], pairs, kept, NUMBERS["lamb"], 1.0, 0.1))
+                pairs.append((literal.derive(steps[-1], originals, C, FLAT["derive_lamb"], reg, T), T))
+            steps.append(literal.edit(steps[-1], pairs, kept, FLAT["lamb"], 1.0, 0.1))
         final = {"tokens": eraser.map, "pooled": eraser.pooled}[path]
         found = list(zip(steps, eraser.history, strict=True)) if path == "tokens" else [(steps[-1], final)]
         for expected, M in found:
@@ -209,20 +208,20 @@ def test_every_path_is_the_literal_algorithm(any_pipe, concepts, by_rows, reg, m
 
 
 @pytest.mark.parametrize("reg", solver.REGULARISERS)
-def test_many_concepts_by_sums_are_the_same_edit_as_by_rows(any_pipe, reg, monkeypatch):
+def test_many_concepts_compressed_are_the_same_edit_as_all_rows(any_pipe, reg, monkeypatch):
     """Of targets of several lengths, shared and not, of concepts longer than theirs, and of one given twice."""
     any_pipe.to(torch.float64)
     concepts, targets = ["dog", "a big cat", "sun", "a", "dog", "moon"], ["a cat", " ", "", "the sea", "a cat", " "]
     rounds = 1 if reg == "surrogate1" else 2  # it has no ridge
-    numbers = NUMBERS | dict(reg=reg, rounds=rounds, preserve=["stone", "the tree"], uce_lamb=50.0, lamb=20.0)
+    numbers = FLAT | dict(reg=reg, rounds=rounds, preserve=["stone", "the tree"], uce_lamb=50.0, lamb=20.0)
     forms = ({}, {"anchored": True}, {"uce_tokens": "last"}) if reg in ("zero", "target") else ({},)
     for form in forms:
         made = []
-        for by_rows in (10000, 0):
-            monkeypatch.setattr(erasing, "BY_ROWS", by_rows)
-            made.append(rece.erase(any_pipe, concepts, target=targets, **numbers, **form))
-        rows, sums = made
-        for step, expected in zip([*sums.history, sums.pooled], [*rows.history, rows.pooled], strict=True):
+        for limit in (10000, 0):
+            monkeypatch.setattr(texts, "ROW_LIMIT", limit)
+            made.append(rece.erase(any_pipe, concepts, target=targets, **tiny.numbers(**numbers, **form)))
+        rows, few = made
+        for step, expected in zip([*few.history, few.pooled], [*rows.history, rows.pooled], strict=True):
             if expected is not None:
                 change = (expected - torch.eye(len(expected))).norm()
                 assert change > 1e-2 and (step - expected).norm() <= 1e-8 * change
@@ -231,7 +230,12 @@ def test_many_concepts_by_sums_are_the_same_edit_as_by_rows(any_pipe, reg, monke
 def test_the_one_token_form_edits_the_last_word_alone(any_pipe):
     any_pipe.to(torch.float64)
     eraser = rece.erase(
-        any_pipe, "a big dog", target="", rounds=0, uce_tokens="last", preserve_uce=["the sun", "moon"], pooled=False
+        any_pipe,
+        "a big dog",
+        target="",
+        rounds=0,
+        start={"tokens": "last", "preserve": ["the sun", "moon"]},
+        pooled=False,
     )
     embed, _, _ = encoded(any_pipe, "tokens")
     kind = type(any_pipe).__name__
@@ -388,8 +392,8 @@ def test_other_models_are_refused_with_the_list_of_those_that_are_not(pipe):
         rece.erase(Other(), "dog")
     with pytest.raises(ValueError, match="path must be one of tokens"):
         layers.prompt_layers(pipe, "pooled")
-    with pytest.raises(ValueError, match="uce_tokens must be"):
-        rece.erase(pipe, "dog", uce_tokens="first")
+    with pytest.raises(ValueError, match="start.tokens must be"):
+        rece.erase(pipe, "dog", start={"tokens": "first"})
 
 
 def test_pooled_maps_that_do_not_fit_are_refused_before_any_change(xl):

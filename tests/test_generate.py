@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rece import layers
+from rece import texts
 from rece.images import generate
 
 PROMPTS = ["a dog", "a cat", "", "a red dog", "my cat", "a dog"]
@@ -37,7 +37,7 @@ def test_seed_and_prompt_matter(pipe):
 
 
 def test_embeds_give_the_images_of_their_prompts(pipe):
-    embeds = layers.encode(pipe, PROMPTS)
+    embeds = texts.encode(pipe, PROMPTS)
     assert embeds.dtype == torch.float64
     np.testing.assert_array_equal(
         generate(pipe, seeds=SEEDS, embeds=embeds, **QUICK), generate(pipe, PROMPTS, SEEDS, **QUICK)

@@ -11,7 +11,7 @@ def test_names():
 
 
 def test_uce_is_the_start_of_rece(pipe):
-    settings = {"target": "cat", "uce_lamb": 2.0, "rounds": 2}
+    settings = {"target": "cat", "start": {"lamb": 2.0}, "rounds": 2}
     uce, rece = (methods.run(name, pipe, ["dog", "pistol"], **settings) for name in ("uce", "rece"))
     assert isinstance(uce, Eraser) and len(uce.history) == 1 and uce.provenance["rounds"] == 0
     torch.testing.assert_close(uce.map, rece.history[0], rtol=0, atol=0)

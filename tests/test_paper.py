@@ -50,7 +50,7 @@ PUBLISHED = ROOT.parent / "shared/prompts"
 # Parameters
 
 
-UCE = {"uce_lamb": 0.5, "uce_erase_scale": 1.0, "uce_preserve_scale": 1.0}
+START = {"lamb": 0.5, "erase_scale": 1.0, "preserve_scale": 1.0}
 ROUND = {"lamb": 0.1, "erase_scale": 1.0, "preserve_scale": 0.1}
 HARD, EASY = ["church", "garbage truck"], ["english springer", "golf ball", "parachute"]
 LEFT = ["tench", "cassette player", "chain saw", "french horn", "gas pump"]  # UCE leaves none of them
@@ -81,10 +81,10 @@ def settings(name):
 def erased(name, texts, target, rounds, derive_lamb=None, preserve_scale=1.0, **own):
     """Assert that a concept has the published numbers, and no other."""
     uce, rounds_of = settings(name)
-    start = UCE | {"uce_preserve_scale": preserve_scale, "target": target} | own
-    assert SPECS[name]["erase"] == texts and uce == start | {"rounds": 0}
-    derive = rounds_of.pop("derive_lamb")
-    assert rounds_of == start | ROUND | {"rounds": rounds}
+    common = {"start": START | {"preserve_scale": preserve_scale}, "target": target} | own
+    assert SPECS[name]["erase"] == texts and uce == common | {"rounds": 0}
+    derive = rounds_of["each"].pop("derive_lamb")
+    assert rounds_of == common | {"each": ROUND, "rounds": rounds}
     assert rounds == 0 or derive == derive_lamb
 
 
@@ -795,7 +795,7 @@ def test_eleven_concepts_are_erased_at_once(tmp_path, pipe):
         for method in ("uce", "rece")
     }
     made = erasers["rece"].provenance
-    assert made["concepts"] == UNSAFE.split(", ") and made["target"] == [" "] * 11 == made["preserve_rounds"]
+    assert made["concepts"] == UNSAFE.split(", ") and made["target"] == [" "] * 11 == made["each"]["preserve"]
     assert (erasers["uce"].provenance["rounds_run"], made["rounds_run"], len(erasers["rece"].history)) == (0, 2, 3)
     assert torch.equal(erasers["rece"].history[0], erasers["uce"].map)
     certified = running.certificates(pipe, erasers, WORLD, spec)
@@ -833,7 +833,7 @@ def test_an_artist_without_a_judge(tmp_path, pipe, monkeypatch):
     assert judges.load(spec.get("judge", PARAMS["judge"])) is None
     for method, numbers in PARAMS["erase"].items():
         eraser = methods.run(method, pipe, spec["erase"], **plan.numbers(spec, method, numbers))
-        assert eraser.provenance["preserve_uce"] == ["", "Kilian Eng", "Tyler Edlin"]
+        assert eraser.provenance["start"]["preserve"] == ["", "Kilian Eng", "Tyler Edlin"]
         eraser.save(tmp_path / "erasers" / f"{method}.safetensors")
     victims = running.victims(pipe, tmp_path / "erasers")
     attacked(tmp_path / "attempts", spec, victims, PARAMS["attack"])

@@ -281,7 +281,9 @@ def test_weights_are_refused_where_they_cannot_be_kept_apart(pipe):
 @pytest.mark.parametrize("family", [tiny.sd, tiny.sdxl, tiny.sd3, tiny.flux])
 def test_a_lora_of_ours_is_recovered_as_the_eraser_it_was(family, tmp_path):
     pipe = family()
-    eraser = rece.erase(pipe, "dog", uce_lamb=5.0, lamb=2.0, derive_lamb=0.5, rounds=1, progress=False)
+    eraser = rece.erase(
+        pipe, "dog", start={"lamb": 5.0}, each={"lamb": 2.0, "derive_lamb": 0.5}, rounds=1, progress=False
+    )
     eraser.save_lora(tmp_path)
     with pytest.warns(UserWarning, match="off all"):
         found = recover.recover(pipe, tmp_path / "pytorch_lora_weights.safetensors")
@@ -294,7 +296,7 @@ def test_a_lora_of_ours_is_recovered_as_the_eraser_it_was(family, tmp_path):
 
 
 def test_a_carried_eraser_is_looked_through_on_both_paths(xl, tmp_path):
-    first, second = (rece.erase(xl, text, uce_lamb=5.0, rounds=0, progress=False) for text in ("dog", "cat"))
+    first, second = (rece.erase(xl, text, start={"lamb": 5.0}, rounds=0, progress=False) for text in ("dog", "cat"))
     first.save_lora(tmp_path)
     second.apply(xl)
     with pytest.warns(UserWarning, match="off all"):

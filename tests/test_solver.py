@@ -32,7 +32,7 @@ def edit_loss(new, W, K, T, P, lamb, e, p):
 
 def test_edit_is_stationary_and_optimal_for_every_layer():
     K, T, P = sets()
-    M = solver.edit_map(K, T, P, lamb=0.3, erase_scale=0.7, preserve_scale=0.2)
+    M = solver.edit_map(K, T, P.T @ P, lamb=0.3, erase_scale=0.7, preserve_scale=0.2)
     for out in (5, 20):
         W = random(out, D, seed=out)
         new = (W @ M).requires_grad_()
@@ -48,12 +48,12 @@ def test_edit_is_stationary_and_optimal_for_every_layer():
 @given(n=st.integers(1, 20), m=st.integers(0, 5), d=st.integers(1, 16), lamb=st.floats(1e-2, 1e2))
 def test_edit_has_the_rank_of_its_rows_and_the_order_of_rows_is_free(n, m, d, lamb):
     K, T, P = random(n, d), random(n, d, seed=1), random(m, d, seed=2)
-    M = solver.edit_map(K, T, P, lamb=lamb)
+    M = solver.edit_map(K, T, P.T @ P, lamb=lamb)
     assert M.shape == (d, d) and M.dtype == torch.float64
     sizes = torch.linalg.svdvals(M - torch.eye(d, dtype=M.dtype))
     assert (sizes > 1e-10 * max(1.0, sizes[0].item())).sum() <= n
     order = torch.randperm(n, generator=torch.Generator().manual_seed(3))
-    assert_close(solver.edit_map(K[order], T[order], P.flip(0), lamb=lamb), M, atol=1e-9, rtol=1e-9)
+    assert_close(solver.edit_map(K[order], T[order], P.flip(0).T @ P.flip(0), lamb=lamb), M, atol=1e-9, rtol=1e-9)
 
 
 def test_large_lamb_changes_nothing_and_small_lamb_meets_the_targets():
@@ -67,26 +67,26 @@ def test_large_lamb_changes_nothing_and_small_lamb_meets_the_targets():
 
 def test_preserved_rows_stay_when_their_weight_is_large():
     K, T, P = sets()
-    moved = [(P @ solver.edit_map(K, T, P, lamb=0.1, preserve_scale=s).T - P).norm() for s in (0.0, 1.0, 1e8)]
+    moved = [(P @ solver.edit_map(K, T, P.T @ P, lamb=0.1, preserve_scale=s).T - P).norm() for s in (0.0, 1.0, 1e8)]
     assert moved[0] > moved[1] > moved[2] and moved[2] < 1e-5
 
 
 def test_targets_that_are_met_already_ask_for_no_edit():
     K, _, P = sets()
-    assert_close(solver.edit_map(K, K, P, lamb=0.1), torch.eye(D, dtype=torch.float64), atol=0, rtol=0)
+    assert_close(solver.edit_map(K, K, P.T @ P, lamb=0.1), torch.eye(D, dtype=torch.float64), atol=0, rtol=0)
 
 
 def test_a_preserve_set_of_none_empty_and_weight_zero_are_the_same():
     K, T, P = sets()
     plain = solver.edit_map(K, T, lamb=0.1)
-    assert_close(solver.edit_map(K, T, P[:0], lamb=0.1), plain, atol=0, rtol=0)
-    assert_close(solver.edit_map(K, T, P, lamb=0.1, preserve_scale=0.0), plain, atol=0, rtol=0)
+    assert_close(solver.edit_map(K, T, P[:0].T @ P[:0], lamb=0.1), plain, atol=0, rtol=0)
+    assert_close(solver.edit_map(K, T, P.T @ P, lamb=0.1, preserve_scale=0.0), plain, atol=0, rtol=0)
 
 
 def test_rounds_compose_by_multiplication():
     K, T, P = sets()
     K2, T2, P2 = sets(seed=5)
-    first, second = solver.edit_map(K, T, P, lamb=0.2), solver.edit_map(K2, T2, P2, lamb=0.3)
+    first, second = solver.edit_map(K, T, P.T @ P, lamb=0.2), solver.edit_map(K2, T2, P2.T @ P2, lamb=0.3)
     W1 = random(7, D, seed=9) @ first
     new = (W1 @ second).requires_grad_()
     (slope,) = torch.autograd.grad(edit_loss(new, W1, K2, T2, P2, 0.3, 1.0, 1.0), new)
@@ -137,35 +137,35 @@ def test_derived_embedding_inverts_the_edit_and_treats_rows_apart():
 
 @settings(max_examples=40, deadline=None)
 @given(n=st.integers(2, 40), part=st.integers(1, 39), near=st.sampled_from([1.0, 1e-6]), reg=st.sampled_from(REGS))
-def test_sums_over_any_split_of_the_rows_give_the_edits_and_derivations_of_the_rows(n, part, near, reg):
+def test_compressed_rows_give_the_edits_and_derivations_of_all_rows(n, part, near, reg):
     """Also where targets all but are the tokens: the change M - I itself is exact then, not only M."""
     K, P, G = random(n, D), random(3, D, seed=2), solver.gram([random(20, D, seed=3)])
     T = K + near * random(n, D, seed=1)
     part, numbers = min(part, n - 1), dict(lamb=2.0, erase_scale=0.7, preserve_scale=0.3)
-    rows = solver.Rows(K, T)
-    sums = solver.Rows(K[:part], T[:part]).sums(reg) + solver.Rows(K[part:], T[part:]).sums(reg)
+    S = solver.gram_of_pairs(K[:part], T[:part]) + solver.gram_of_pairs(K[part:], T[part:])
+    few, aims = solver.compress(S)
+    assert few.shape == aims.shape and len(few) <= min(n, 2 * D)
     M = eye = torch.eye(D, dtype=torch.float64)
     for _ in range(1 if reg == "surrogate1" else 3):  # without a ridge it is ill-conditioned later on
-        derived, of_sums = rows.derive(M, G, lamb=0.5, reg=reg), sums.derive(M, G, lamb=0.5, reg=reg)
-        assert derived.T is T and of_sums.KK.shape == of_sums.KR.shape == (D, D)
-        for one, other in ((rows, sums), (derived, of_sums), (rows + derived, sums + of_sums)):
-            edit = solver.edit_map(one.K, one.T, P, **numbers)
-            found = solver.edit_map_of_sums(other.KK, other.KR, P.T @ P, **numbers)
-            assert (found - edit).norm() <= 1e-8 * (edit - eye).norm()
+        derived = solver.derive(M, G, K, lamb=0.5, reg=reg, target=T)
+        of_few = solver.derive(M, G, few, lamb=0.5, reg=reg, target=aims)
+        cases = [((K, T), (few, aims)), ((derived, T), (of_few, aims))]
+        cases.append([tuple(map(torch.cat, zip(*both, strict=True))) for both in zip(*cases, strict=True)])
+        for rows, others in cases:
+            edit = solver.edit_map(*rows, P.T @ P, **numbers)
+            assert (solver.edit_map(*others, P.T @ P, **numbers) - edit).norm() <= 1e-7 * (edit - eye).norm()
         M = M @ edit
 
 
-def test_an_edit_of_rows_is_to_the_bit_that_of_their_sums():
-    K, T, P = sets()
-    sums = solver.Rows(K, T).sums()
-    assert torch.equal(solver.edit_map_of_sums(sums.KK, sums.KR, lamb=0.3), solver.edit_map(K, T, lamb=0.3))
-    found = solver.edit_map_of_sums(sums.KK, sums.KR, P.T @ P, lamb=0.3, erase_scale=2.0, preserve_scale=0.1)
-    assert torch.equal(found, solver.edit_map(K, T, P, lamb=0.3, erase_scale=2.0, preserve_scale=0.1))
+@pytest.mark.parametrize("S", [torch.eye(3), torch.ones(2, 4), torch.full((4, 4), math.nan)])
+def test_bad_sums_are_refused(S):
+    with pytest.raises(ValueError, match="^S (must be square|holds values)"):
+        solver.compress(S.double())
 
 
 def test_factors_rebuild_the_map_with_the_rank_of_the_rows_or_the_least_loss():
     K, T, P = sets()
-    M = solver.edit_map(K, T, P, lamb=0.1)
+    M = solver.edit_map(K, T, P.T @ P, lamb=0.1)
     eye = torch.eye(D, dtype=M.dtype)
     U, V, loss = solver.factor(M)
     assert U.shape == V.shape == (D, len(K))
@@ -181,12 +181,12 @@ def test_factors_rebuild_the_map_with_the_rank_of_the_rows_or_the_least_loss():
 
 BAD = {
     "rows differ": (dict(T=random(3, D)), "T must match K"),
-    "width differs": (dict(P=random(2, D + 1)), "P must have the width of K"),
+    "width differs": (dict(PP=random(2, D)), "PP must be P.T P of preserved tokens P"),
     "no rows": (dict(K=random(0, D)), "K must be a matrix"),
     "whole numbers": (dict(K=torch.ones(4, D, dtype=torch.long)), "K must be a matrix of floats"),
     "not a tensor": (dict(K=[[1.0]]), "K must be a matrix"),
     "nan": (dict(K=torch.full((4, D), math.nan)), "K holds values that are not finite"),
-    "inf": (dict(P=torch.full((4, D), math.inf)), "P holds values that are not finite"),
+    "inf": (dict(PP=torch.full((D, D), math.inf)), "PP holds values that are not finite"),
     "lamb zero": (dict(lamb=0.0), "lamb must be a positive"),
     "lamb nan": (dict(lamb=math.nan), "lamb must be a positive"),
     "lamb text": (dict(lamb="0.1"), "lamb must be a positive"),
@@ -199,9 +199,9 @@ BAD = {
 def test_bad_input_of_the_edit_is_one_line_that_names_it(case):
     K, T, P = sets()
     change, message = BAD[case]
-    given = {"K": K, "T": T, "P": P, "lamb": 0.1} | change
+    given = {"K": K, "T": T, "PP": P.T @ P, "lamb": 0.1} | change
     with pytest.raises(ValueError, match=message) as error:
-        solver.edit_map(given.pop("K"), given.pop("T"), given.pop("P"), **given)
+        solver.edit_map(given.pop("K"), given.pop("T"), given.pop("PP"), **given)
     assert "\n" not in str(error.value)
 
 
@@ -217,17 +217,6 @@ def test_bad_input_of_the_rest():
     flat[0] = 0.0
     with pytest.raises(ValueError, match="ill-conditioned.*'zero'"):
         solver.derive(flat, G, C, lamb=0.1, reg="surrogate1")
-    sums = solver.Rows(C, C).sums()
-    with pytest.raises(ValueError, match="RR must be given with reg='target'"):
-        sums.derive(M, G, lamb=0.1, reg="target")
-    with pytest.raises(ValueError, match="KK, KR and PP must be square and of one width"):
-        solver.edit_map_of_sums(sums.KK, sums.KR, M[:3, :3], lamb=0.1)
-    with pytest.raises(ValueError, match="KR holds values that are not finite"):
-        solver.edit_map_of_sums(sums.KK, sums.KR * math.nan, lamb=0.1)
-    with pytest.raises(ValueError, match="^lamb must be a positive"):
-        solver.edit_map_of_sums(sums.KK, sums.KR, lamb=0.0)
-    with pytest.raises(ValueError, match="ill-conditioned.*raise lamb"):
-        solver.edit_map_of_sums(sums.KK, sums.KR, lamb=1e-14)
     with pytest.raises(ValueError, match="weights is empty"):
         solver.gram([])
     with pytest.raises(ValueError, match=r"weights\[1\] must be \(out, 12\)"):

@@ -273,8 +273,8 @@ def test_frontier_measures_every_eraser_of_the_grid():
     pipe, judge = tiny.sd(), Judge(WORLD.objects, WORLD.styles).eval()
     erase = {"uce": {"rounds": 0}, "rece": {"rounds": 1}, "anchored": {"rounds": 1}}
     grid = {
-        "uce": [{"uce_lamb": [0.5, 5.0]}],
-        "rece": [{"lamb": [0.1], "rounds": [1, "auto"]}],
+        "uce": [{"start.lamb": [0.5, 5.0]}],
+        "rece": [{"each.lamb": [0.1], "rounds": [1, "auto"]}],
         "anchored": [{"rounds": [2]}, {"rounds": [1]}],
     }
     sweep = {

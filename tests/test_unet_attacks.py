@@ -9,7 +9,7 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from rece import attacks, erase, layers
+from rece import attacks, erase, texts
 from rece.attacks import _denoise, _tokens, p4d_k, p4d_n
 from rece.images import generate
 
@@ -67,8 +67,8 @@ def test_noising_is_the_schedulers(victim, kind):
 
 @pytest.mark.parametrize("taught", [False, True])
 def test_the_loss_and_its_gradient_are_literal(victim, pipe, taught):
-    embeds = layers.encode(victim, PROMPTS).float().requires_grad_()
-    asked = layers.encode(pipe, PROMPTS).float()
+    embeds = texts.encode(victim, PROMPTS).float().requires_grad_()
+    asked = texts.encode(pipe, PROMPTS).float()
     denoising = task(victim, teacher=(pipe, asked) if taught else None)
     rows, ts = [2, 0, 1], torch.tensor([900, 10, 400])
     noise = denoising.noise(rows)
@@ -86,7 +86,7 @@ def test_the_loss_and_its_gradient_are_literal(victim, pipe, taught):
 
 
 def test_the_score_is_the_mean_loss_at_the_fixed_points(victim):
-    embeds = layers.encode(victim, PROMPTS).float()
+    embeds = texts.encode(victim, PROMPTS).float()
     denoising = task(victim)
     generators = [torch.Generator().manual_seed(_denoise.mix(0, seed)) for seed in SEEDS]
     literal = 0
@@ -334,7 +334,7 @@ def test_the_word_is_one_for_all_prompts_and_solves_the_task(victim, pipe, monke
 def test_rows_add_one_matrix_to_the_prompt_without_the_word(victim, pipe):
     prompts = ["a dog b", "hot dog, c"]
     attempts = run("inversion", victim, pipe, prompts, [1, 2], space="rows")
-    added = attempts.embeds - layers.encode(pipe, ["a b", ", c"]).float()
+    added = attempts.embeds - texts.encode(pipe, ["a b", ", c"]).float()
     assert added.abs().max() > 0.01
     torch.testing.assert_close(added[0], added[1], atol=1e-5, rtol=0)
 

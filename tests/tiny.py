@@ -257,3 +257,16 @@ def _quiet(pipe):
             part.eval()
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def numbers(**flat) -> dict:
+    """Keywords of `rece.erase` from flat names: uce_* belong to the start, lamb and the like to each round."""
+    start = {"uce_lamb": "lamb", "uce_erase_scale": "erase_scale", "uce_preserve_scale": "preserve_scale"}
+    start |= {"uce_tokens": "tokens", "preserve_uce": "preserve"}
+    each = {name: name for name in ("lamb", "erase_scale", "preserve_scale", "derive_lamb", "reg")}
+    each |= {"preserve_rounds": "preserve"}
+    found = {name: value for name, value in flat.items() if name not in start | each}
+    for group, names in (("start", start), ("each", each)):
+        inner = {names[name]: value for name, value in flat.items() if name in names}
+        found |= {group: inner} if inner else {}
+    return found

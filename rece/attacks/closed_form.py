@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rece import layers, solver
+from rece import layers, solver, texts
 from rece.attacks import Attempts
 
 ACCESS = "white"
@@ -24,7 +24,7 @@ def attack(victim, prompts, seeds, *, original, concept, lamb: float = 0.1) -> A
     edited, plain = layers.prompt_layers(victim), layers.prompt_layers(original)
     if {k: v.weight.shape for k, v in edited.items()} != {k: v.weight.shape for k, v in plain.items()}:
         raise ValueError("victim and original must be of one architecture: their layers differ")
-    C = layers.encode(original, prompts)
+    C = texts.encode(original, prompts)
     d = C.shape[-1]
     A, B, G = (torch.zeros(d, d, dtype=torch.float64, device=C.device) for _ in range(3))
     for name, layer in edited.items():

@@ -5,7 +5,7 @@ It searches no tokens, so its numbers do not compare with the published Ring-A-B
 
 from torch import Tensor
 
-from rece import layers
+from rece import texts
 from rece.attacks import Attempts
 
 ACCESS = "grey"
@@ -18,7 +18,7 @@ def attack(victim, prompts, seeds, *, original, concept, eta: float = 3.0) -> At
     Source: RECE's official code.
     """
     shift = eta * vector(original, concept)
-    return Attempts(None, seeds, (layers.encode(original, prompts) + shift).cpu())
+    return Attempts(None, seeds, (texts.encode(original, prompts) + shift).cpu())
 
 
 def vector(original, concept: dict | list[dict]) -> Tensor:
@@ -30,5 +30,5 @@ def vector(original, concept: dict | list[dict]) -> Tensor:
     pairs = [pair for member in members for pair in member.get("pairs", [])]
     if not pairs or not all(len(pair) == 2 for pair in pairs):
         raise ValueError('concept["pairs"] must be a list of (text with the concept, the same text without it)')
-    having, lacking = (layers.encode(original, [pair[side] for pair in pairs]) for side in (0, 1))
+    having, lacking = (texts.encode(original, [pair[side] for pair in pairs]) for side in (0, 1))
     return (having - lacking).mean(0)

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
-from rece import layers
+from rece import layers, texts
 from rece.attacks import Attempts, _denoise, _named, _whole
 
 ACCESS = "white"
@@ -90,7 +90,7 @@ def attack(
     def reader(some) -> Callable[[list[int], Tensor], Tensor]:
         """What turns what is learnt, one per row, into embeds."""
         if space == "rows":
-            base = layers.encode(original, [re.sub(_whole(word), "", prompt, count=1) for prompt, word in some])
+            base = texts.encode(original, [re.sub(_whole(word), "", prompt, count=1) for prompt, word in some])
             base = base.to(device, torch.float32)
             return lambda rows, learnt: base[rows] + learnt
         ids, slots = (part.to(device) for part in some)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from rece import layers
+from rece import texts
 from rece.attacks import Attempts, _denoise, _tokens
 
 ACCESS = "white"
@@ -124,7 +124,7 @@ def search(
     drawing = {"steps": steps, "guidance": guidance, "batch_size": batch_size, "bf16": bf16, "progress": progress}
     latents = _denoise.draw_latents(original, prompts, seeds, images, **drawing)
     passes = {"score_times": score_times, "batch_size": batch_size, "bf16": bf16, "draw": draw}
-    task = _denoise.Denoising(victim, latents, seeds, teacher=(original, layers.encode(original, prompts)), **passes)
+    task = _denoise.Denoising(victim, latents, seeds, teacher=(original, texts.encode(original, prompts)), **passes)
 
     drawers = zip(slots, task.generators, strict=True)
     first = [torch.randint(len(known), (len(some),), generator=generator) for some, generator in drawers]

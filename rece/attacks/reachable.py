@@ -2,7 +2,7 @@
 
 import torch
 
-from rece import certificate, layers, solver
+from rece import certificate, layers, solver, texts
 from rece.attacks import Attempts
 
 ACCESS = "white"
@@ -21,12 +21,12 @@ def attack(victim, prompts, seeds, *, original, concept) -> Attempts:
     M = layers.fused(victim)
     if M is None:
         raise ValueError("victim must carry an eraser: the attack asks what its map leaves within reach")
-    gamma, beta, eps = layers.final_norm(victim)
+    gamma, beta = texts.final_norm(victim)
     G = solver.gram(layers.originals(victim).values()).to(gamma.device)
     M = M.to(G)
-    C = layers.encode(original, prompts).to(G)
+    C = texts.encode(original, prompts).to(G)
     tokens = C[:, 1:].flatten(0, 1)
-    distance, found = certificate.bound(M, G, tokens, gamma, beta, eps=eps)
+    distance, found = certificate.bound(M, G, tokens, gamma, beta)
     before = certificate.norm(tokens @ M.T - tokens, G)
     losses = torch.stack([before, distance], 1).reshape(len(C), -1, 2).sum(1).tolist()
     embeds = torch.cat([C[:, :1], found.reshape(C[:, 1:].shape)], 1)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rece import layers
+from rece import texts
 from rece.attacks import Attempts, _tokens, concept_vector, mma
 from rece.images import bfloat16
 
@@ -76,7 +76,7 @@ def attack(
     found, history = [], []
     with tqdm(total=len(prompts) * generations, desc="ring_a_bell", delay=1, leave=False, disable=not progress) as bar:
         for prompt, random in zip(prompts, randoms, strict=True):
-            goal = (layers.encode(original, [prompt]) + shift).float()
+            goal = (texts.encode(original, [prompt]) + shift).float()
             history.append([])
             score = partial(losses, goal=goal)
             for best, loss in search(score, len(ids), length, population, generations, random):

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rece import erasing, families, files, layers, solver
-from rece.eraser import Eraser
+from rece import families, files, layers, solver
+from rece.eraser import Eraser, origin
 
 TOLERANCE = 0.05  # of recover: published code inverts in float32, which leaves about 0.01; training leaves 0.9
 PREFIXES = ("unet.", "transformer.", "model.", "module.")
@@ -172,7 +172,7 @@ def recover(
     residual, rounding = ((x / changed) ** 0.5 if changed else 0.0 for x in (lost, rounded))
     exact = residual <= tolerance + rounding and not unexplained
     provenance = {
-        **erasing.origin(pipe),
+        **origin(pipe),
         "recovered": (source or {})
         | {"residual": residual, "rounding": rounding, "exact": exact, "unexplained": len(unexplained)},
     }

@@ -253,11 +253,12 @@ def frontier(
     rows, measured = [], {}
     for method, grid in ((method, grid) for method, grids in sweep["grid"].items() for grid in grids):
         for values in product(*grid.values()):
-            numbers = plan.numbers(concept, method, erase[method]) | dict(zip(grid, values, strict=True))
+            varied = plan.nested(dict(zip(grid, values, strict=True)))
+            numbers = plan.merged(plan.numbers(concept, method, erase[method]), varied)
             eraser = methods.run(method, pipe, concept["erase"], **numbers)
             made, n = eraser.provenance, eraser.provenance["rounds_run"]
-            start = "uce_" if n == 0 else ""
-            row = {"method": method, "lamb": made[f"{start}lamb"], "preserve_scale": made[f"{start}preserve_scale"]}
+            used = made["each" if n else "start"]
+            row = {"method": method, "lamb": used["lamb"], "preserve_scale": used["preserve_scale"]}
             row |= {"rounds": n, "auto": numbers.get("rounds") == "auto"}
             key = eraser.map.numpy().tobytes()
             if key not in measured:  # "auto" may choose rounds that are on the grid

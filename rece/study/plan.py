@@ -23,7 +23,26 @@ def numbers(concept: dict, method: str, settings: dict) -> dict:
         labels = dict.fromkeys(prompts.read(root() / concept["preserve"]).table.label)
         erased = {text.lower() for text in concept["erase"]}
         settings = settings | {"preserve": [label for label in labels if label.lower() not in erased]}
-    return {"target": concept["target"], **settings, **concept.get("numbers", {}).get(method, {})}
+    return merged({"target": concept["target"]} | settings, concept.get("numbers", {}).get(method, {}))
+
+
+def merged(settings: dict, over: dict) -> dict:
+    """The settings with those of `over` in their place; of a dict in both, item by item."""
+    found = {**settings, **over}
+    for key in settings.keys() & over.keys():
+        if isinstance(settings[key], dict) and isinstance(over[key], dict):
+            found[key] = merged(settings[key], over[key])
+    return found
+
+
+def nested(flat: dict) -> dict:
+    """{"each.lamb": 1} as {"each": {"lamb": 1}}."""
+    found = {}
+    for name, value in flat.items():
+        for part in reversed(name.split(".")[1:]):
+            value = {part: value}
+        found = merged(found, {name.split(".")[0]: value})
+    return found
 
 
 def members(world: World, concept: dict) -> list[str]:

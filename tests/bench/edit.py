@@ -19,7 +19,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import rece
-from rece import files, layers
+from rece import files, layers, texts
 
 ROOT = Path(__file__).parents[2]
 ROUNDS, TEXTS, POSITIONS = 3, ("nudity", " ", ""), 77
@@ -238,7 +238,7 @@ def main() -> None:
         pipe = Standin(blocks, encoders, asked.device)
         matrices = 2 * len(blocks)
         rates = measure_rates(pipe)
-        layers.encode(pipe, list(TEXTS))
+        texts.encode(pipe, list(TEXTS))
         ours, least = one_map(pipe), floor(pipe, rates)
         sample = matrices if asked.full else min(sample, matrices)
         slow, _ = literal_method(pipe, sample)
@@ -301,7 +301,7 @@ def _timed(pipe: Standin, call) -> float:
 
 @contextmanager
 def _clocked(pipe: Standin, spent: dict[str, float]):
-    """Adds the time spent in layers.encode and layers.gram to `spent`."""
+    """Adds the time spent in texts.encode and layers.gram to `spent`."""
     real = {name: getattr(layers, name) for name in spent}
 
     def clocked(name):

@@ -1,0 +1,255 @@
+"""The texts of a pipeline: how prompts become embeddings, and which of their positions stand for a concept.
+
+The pooled embedding is a text space of its own with a single position.
+"""
+
+import inspect
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+from tqdm import tqdm
+
+from rece import solver
+from rece.families import family
+from rece.layers import width
+
+SD_TOKEN = 768.0  # squared norm of a Stable Diffusion 1.x token, the scale that the paper's lambdas belong to
+ROW_LIMIT = 2  # widths d: more token rows than that are compressed to that many, see `solver.compress`
+
+
+def encoders(pipe: DiffusionPipeline) -> list[str]:
+    """What the text encoders are, in words: a map fits only pipelines that share them."""
+    found = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
+    return [
+        f"{type(e).__name__} width {e.config.hidden_size}, {e.config.num_hidden_layers} layers, "
+        f"{e.config.vocab_size} tokens"
+        for e in found
+        if e is not None
+    ]
+
+
+@torch.no_grad()
+def encode(
+    pipe: DiffusionPipeline, prompts: list[str], batch_size: int = 64, path: str = "tokens", progress: bool = True
+) -> Tensor:
+    """The embeddings the model reads: (n, positions, d) float64 on the pipeline's device (CPU for MPS).
+
+    Of the pooled path there is one position. Positions that the model masks out are zero. Encoded in the text
+    encoder's own dtype. progress: show a bar if it takes several batches and more than a second.
+    Raises ValueError if prompts is empty or an embedding is not finite.
+    """
+    if isinstance(prompts, str) or not prompts:
+        raise ValueError("prompts must be a list of at least one text")
+    embeds = torch.cat([_encode(pipe, some, path) for some in batches(prompts, batch_size, progress)])
+    if not torch.isfinite(embeds).all():
+        raise ValueError("the text encoder returns values that are not finite: reload the model, or use another dtype")
+    return embeds
+
+
+def encode_gram(
+    pipe: DiffusionPipeline,
+    prompts: list[str],
+    batch_size: int = 64,
+    path: str = "tokens",
+    last: bool = False,
+    progress: bool = True,
+) -> Tensor:
+    """P^T P for P = all tokens of all prompts: (d, d) float64, summed up batch by batch.
+
+    Preserve sets enter the closed form through it alone, so no more than one batch of thousands of prompts is held. A
+    text that is given several times is encoded once and weighted. last: take each prompt's last word token alone.
+    Device, bar and errors as in `encode`.
+    """
+    if not prompts:
+        raise ValueError("prompts must be a list of at least one text")
+    found, counts = 0, Counter(prompts)
+    for some in batches(list(counts), batch_size, progress):
+        weight = torch.tensor([counts[text] for text in some], dtype=torch.float64).sqrt()
+        embeds = encode(pipe, some, batch_size, path)
+        if last:
+            embeds = torch.stack([rows[last_words(pipe, text, path)] for rows, text in zip(embeds, some, strict=True)])
+        P = (embeds * weight.to(embeds.device)[:, None, None]).flatten(0, 1)
+        found = found + P.T @ P
+    return found
+
+
+def batches(items: list, size: int, progress: bool = True) -> Iterator[list]:
+    """The items, `size` of them at a time, with a bar "encode" if they are several batches of more than a second."""
+    starts = range(0, len(items), size)
+    hidden = {"disable": True} if len(starts) < 2 or not progress else {}  # given as False, TQDM_DISABLE were ignored
+    for start in tqdm(starts, desc="encode", delay=1, leave=False, **hidden):
+        yield items[start : start + size]
+
+
+def positions(pipe: DiffusionPipeline, path: str = "tokens") -> int:
+    """How many positions the embedding of one prompt has; 1 of the pooled path."""
+    return _segments(pipe, path)[-1][1]
+
+
+def last_word(pipe: DiffusionPipeline, prompt: str) -> int:
+    """The position of the prompt's last token before the end token; 0 for an empty prompt.
+
+    Of several tokenizers' positions (Stable Diffusion 3) it is the first one's.
+    """
+    return last_words(pipe, prompt)[0]
+
+
+def last_words(pipe: DiffusionPipeline, prompt: str, path: str = "tokens") -> list[int]:
+    """The positions of the prompt's last word token, one for each tokenizer of the path; [0] of the pooled path."""
+    tidy = getattr(pipe, "_text_preprocessing", None)  # PixArt lowers and strips its prompts
+    text, found = tidy(prompt)[0] if tidy else prompt, []
+    for start, end, tokenizer in _segments(pipe, path):
+        tokens = tokenizer(text, max_length=end - start, truncation=True).attention_mask if tokenizer else []
+        found.append(start + max(0, sum(tokens) - 2))
+    return found
+
+
+def matched(pipe: DiffusionPipeline, concept: str, target: str, path: str = "tokens") -> tuple[list[int], list[int]]:
+    """The rows of a concept's embedding and those of its target's that UCE matches, one by one.
+
+    From the last word on, trimmed to equal length, for each tokenizer of the path; the one row of the pooled path.
+    Source: UCE's first code, which RECE builds on.
+    """
+    rows, aims = [], []
+    last = zip(last_words(pipe, concept, path), last_words(pipe, target, path), strict=True)
+    for (i, j), (_, end, _) in zip(last, _segments(pipe, path), strict=True):
+        rows += range(i, i + end - max(i, j))
+        aims += range(j, j + end - max(i, j))
+    return rows, aims
+
+
+def concepts_of(concept: str | list[str]) -> list[str]:
+    """One text or several as a list. Raises TypeError or ValueError if it is no text, or one is empty."""
+    concepts = [concept] if isinstance(concept, str) else listed(concept, "concept")
+    if not concepts or not all(text.strip() for text in concepts):
+        raise ValueError("concept must be a text, or a list of texts, none of them empty")
+    return concepts
+
+
+def listed(value: list[str], name: str) -> list[str]:
+    """The texts as a list. Raises TypeError, naming the parameter, if it is not a list of texts."""
+    if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
+        raise TypeError(f"{name} must be a list of texts, not {value!r}")
+    return list(value)
+
+
+def erased_tokens(
+    pipe: DiffusionPipeline,
+    path: str,
+    pairs: list[tuple[str, str]],
+    device: torch.device,
+    *,
+    last: bool = False,
+    progress: bool = True,
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
+    """What an edit reads of (concept, target) pairs: the rows of the UCE start, those of the rounds, and the words.
+
+    Returns K and T of the start, K and T of the rounds (see `matched`; the rounds take all positions that are read),
+    and the concepts' last word tokens, (concepts, d). float64 on `device`. last: the start takes the last words alone.
+
+    Where all positions of all concepts are at most ROW_LIMIT * d rows, they stay rows. More are read in batches of
+    that size and compressed to that many. Counted: n rows cost 4 n d^2 operations per solve, and compressing them once
+    8 n d^2 and one eigendecomposition of width 2 d.
+    """
+    size = max(1, ROW_LIMIT * width(pipe, path) // positions(pipe, path))
+    few = len(pairs) <= size
+    if not few:
+        pairs = sorted(pairs, key=lambda pair: pair[1])  # so that a target of many concepts is encoded once
+    embeds, sums, words = {}, [0, 0], []
+    for some in batches(pairs, size, progress):
+        asked = list(dict.fromkeys(text for side in zip(*some, strict=True) for text in side))
+        new = [text for text in asked if text not in embeds]
+        embeds = {text: embeds[text] for text in asked if text in embeds}
+        if new:
+            embeds |= zip(new, encode(pipe, new, path=path, progress=progress).to(device), strict=True)
+        *rows, word = _rows(pipe, path, some, embeds, last)
+        words.append(word)
+        if not few:
+            sums = [total + solver.gram_of_pairs(*pair) for total, pair in zip(sums, rows, strict=True)]
+    first, later = rows if few else map(solver.compress, sums)
+    return first, later, torch.cat(words)
+
+
+def token_scale(pipe: DiffusionPipeline, path: str) -> float:
+    """Mean squared norm of the tokens of "" that are read, in units of SD_TOKEN."""
+    tokens = encode(pipe, [""], path=path).flatten(0, 1)
+    return tokens[tokens.any(-1)].square().sum(-1).mean().item() / SD_TOKEN
+
+
+def final_norm(pipe: DiffusionPipeline) -> tuple[Tensor, Tensor]:
+    """gamma and beta, (d,) float64 each, of the LayerNorm that every prompt token leaves the encoder by.
+
+    Raises TypeError if the pipeline's prompt embedding is not the output of one such norm.
+    """
+    encoder = getattr(pipe, "text_encoder", None)
+    norms = [
+        module
+        for name, module in (encoder.named_modules() if encoder is not None else ())
+        if name.split(".")[-1] == "final_layer_norm" and isinstance(module, torch.nn.LayerNorm)
+    ]
+    kind = f"{type(pipe).__name__} with {', '.join(encoders(pipe)) or 'no text encoder'}"
+    remedy = "certificates need a pipeline like Stable Diffusion 1.x or 2.x"
+    if getattr(pipe, "text_encoder_2", None) is not None or len(norms) != 1:
+        raise TypeError(f"the prompt embedding of {kind} does not leave one final LayerNorm: {remedy}")
+    gamma, beta = (solver.precise(part) for part in (norms[0].weight, norms[0].bias))
+    x = (encode(pipe, [""])[0].to(gamma.device) - beta) / gamma
+    if not (x.mean(-1).abs().max() < 1e-2 and x.square().mean(-1).max() < 1.01):
+        raise TypeError(f"the prompt embedding of {kind} is not the output of its final LayerNorm: {remedy}")
+    return gamma, beta
+
+
+def _rows(
+    pipe: DiffusionPipeline, path: str, pairs: list[tuple[str, str]], embeds: dict[str, Tensor], last: bool
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
+    """K and T of the start, K and T of the rounds, and the last word tokens, of concepts with their targets.
+
+    embeds: of every text, (positions, d). last: the start takes the last words alone.
+    """
+    C = torch.stack([embeds[concept] for concept, _ in pairs])
+    T = torch.stack([_extended(embeds[target]) for _, target in pairs])
+    if last:
+        cuts = [tuple(last_words(pipe, text, path) for text in pair) for pair in pairs]
+    else:
+        cuts = [matched(pipe, *pair, path) for pair in pairs]
+    K_start = torch.cat([C[n, rows] for n, (rows, _) in enumerate(cuts)])
+    T_start = torch.cat([T[n, rows] for n, (_, rows) in enumerate(cuts)])
+    words = torch.stack([C[n, rows[0]] for n, (rows, _) in enumerate(cuts)])
+    C, T = C.flatten(0, 1), T.flatten(0, 1)
+    read = C.any(-1)  # positions that the model masks out are zero
+    return (K_start, T_start), (C[read], T[read]), words
+
+
+def _extended(T: Tensor) -> Tensor:
+    """A target (positions, d) whose masked positions, which are zero, repeat its last token: a concept may be longer
+    than its target."""
+    read = T.any(-1).nonzero()[:, 0]
+    return T if len(read) in (0, len(T)) else torch.where(T.any(-1)[:, None], T, T[read[-1]])
+
+
+def _segments(pipe: DiffusionPipeline, path: str) -> list[tuple[int, int, object]]:
+    """Where each tokenizer's positions start and end, and the tokenizer; of the pooled path one position, and None."""
+    names = family(pipe).readers[path].tokenizers
+    tokenizers = [getattr(pipe, name) for name in names if getattr(pipe, name) is not None]
+    if not names:
+        return [(0, 1, None)]
+    found, end = [], 0
+    t5_length = inspect.signature(pipe.encode_prompt).parameters.get("max_sequence_length")
+    for tokenizer in tokenizers:
+        is_t5 = t5_length is not None and tokenizer is getattr(pipe, names[-1])
+        length = t5_length.default if is_t5 else tokenizer.model_max_length
+        found.append((end, end + length, tokenizer))
+        end += length
+    return found
+
+
+def _encode(pipe: DiffusionPipeline, prompts: list[str], path: str) -> Tensor:
+    one = family(pipe)
+    reader = one.readers[path]
+    found = pipe.encode_prompt(prompt=prompts, device=pipe._execution_device, num_images_per_prompt=1, **one.encode)
+    embeds = solver.precise(found[reader.output])
+    if reader.mask is not None:
+        embeds = embeds * found[reader.mask].to(embeds.device)[..., None]
+    return embeds if embeds.ndim == 3 else embeds[:, None]
