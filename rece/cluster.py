@@ -28,13 +28,12 @@ def draw_parts(load: dict, table: pd.DataFrame, folder: str | Path, client, part
     """
     from distributed import KilledWorker, as_completed
 
-    for name, function, given in (("load", loading.load, load), ("settings", images.draw, settings)):
+    draw = dict(pipe=None, table=table, folder=folder, part=(1, 1), **settings)
+    for name, function, given in (("load", loading.load, load), ("settings", images.draw, draw)):
         try:
-            inspect.signature(function).bind_partial(**given)
+            inspect.signature(function).bind(**given)
         except TypeError as error:
             raise TypeError(f"{name} must be keywords of {function.__module__}.{function.__name__}: {error}") from None
-    if "model" not in load:
-        raise TypeError("load must name the model")
     images.checked(table, settings.get("guidance", 7.5))
     if not isinstance(parts, int) or parts < 1:
         raise ValueError(f"parts must be a whole number, 1 or more, not {parts!r}")
@@ -73,12 +72,7 @@ def local_cluster(workers: int):
     count = torch.cuda.device_count()
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")[:count]
     common = {"nthreads": 1, "memory_limit": 0, "host": "127.0.0.1", "silence_logs": logging.WARNING}
-    spec = {
-        n: {
-            "cls": Nanny,
-            "options": {**common, "env": {"CUDA_VISIBLE_DEVICES": gpus[n % len(gpus)]} if gpus else {}},
-        }
-        for n in range(workers)
-    }
+    envs = [{"CUDA_VISIBLE_DEVICES": gpus[n % len(gpus)]} if gpus else {} for n in range(workers)]
+    spec = {n: {"cls": Nanny, "options": {**common, "env": env}} for n, env in enumerate(envs)}
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}}
     return SpecCluster(workers=spec, scheduler=scheduler)

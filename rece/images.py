@@ -169,8 +169,7 @@ def draw(
         left = [len(missing(rows)) for rows in batches]
         with tqdm(total=sum(left), desc="draw", unit=" images", smoothing=0.1, disable=not progress) as bar:
             for rows, count in zip(batches, left, strict=True):
-                # Another process may have drawn them meanwhile.
-                if count and (todo := missing(rows)):
+                if count and (todo := missing(rows)):  # another process may have drawn them meanwhile
                     images = dict(zip(rows, _draw_batch(pipe, columns, embeds, rows, settings, fits), strict=True))
                     list(pool.map(lambda row, images=images: _save(images[row], paths[row], digest), todo))
                 bar.update(count)
@@ -242,35 +241,22 @@ def fingerprint(pipe: DiffusionPipeline) -> dict:
     """What a pipeline is: its class, its scheduler's class and settings, and a sha256 of all its weights.
 
     Weights count with name, shape, dtype and bits, so an applied eraser counts too. Of weights that are not in memory
-    (sequential offload) the bits are left out. Takes about half a second per gigabyte and core.
+    (sequential offload) the bits are left out. Takes one or two seconds per gigabyte.
     """
-    weights = {
-        f"{part}.{name}": tensor
-        for part, module in pipe.components.items()
-        if isinstance(module, torch.nn.Module)
-        for name, tensor in module.state_dict().items()
-        if isinstance(tensor, Tensor)
-    }
-    names = sorted(weights)
-    with ThreadPoolExecutor() as pool:
-        lines = [
-            f"{name} {line}" for name, line in zip(names, pool.map(_sha256, map(weights.get, names)), strict=True)
-        ]
-    config = json.loads(pipe.scheduler.to_json_string())
-    scheduler = {f"scheduler.{name}": value for name, value in config.items() if not name.startswith("_")}
-    scheduler["scheduler.class"] = type(pipe.scheduler).__name__
-    return {
-        "pipeline": type(pipe).__name__,
-        **scheduler,
-        "weights": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
-    }
-
-
-def _sha256(tensor: Tensor) -> str:
     sha256 = hashlib.sha256()
-    if not tensor.is_meta:
-        sha256.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return f"{tensor.dtype} {tuple(tensor.shape)} {sha256.hexdigest()}"
+    for part, module in sorted(pipe.components.items()):
+        for name, tensor in sorted(module.state_dict().items()) if isinstance(module, torch.nn.Module) else ():
+            if isinstance(tensor, Tensor):
+                sha256.update(f"{part}.{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+                sha256.update(b"" if tensor.is_meta else _bytes(tensor))
+    config = {name: value for name, value in json.loads(pipe.scheduler.to_json_string()).items() if name[0] != "_"}
+    scheduler = {f"scheduler.{name}": value for name, value in config.items()}
+    scheduler["scheduler.class"] = type(pipe.scheduler).__name__
+    return {"pipeline": type(pipe).__name__, **scheduler, "weights": sha256.hexdigest()}
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
 
 
 def _settings(pipe, steps, batch_size, bf16, identity, embeds) -> dict:
@@ -279,13 +265,14 @@ def _settings(pipe, steps, batch_size, bf16, identity, embeds) -> dict:
         if not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"{name} must be a whole number, 1 or more, not {value!r}")
     try:
-        identity = {f"identity.{name}": value for name, value in json.loads(json.dumps(identity or {})).items()}
+        identity = json.loads(json.dumps(identity or {}, allow_nan=False))
+        identity = {f"identity.{name}": value for name, value in identity.items()}
     except (TypeError, ValueError, AttributeError) as error:
         raise TypeError(f"identity must be a dict that JSON can hold: {error}") from None
     device = pipe._execution_device
     found = {"steps": int(steps), "batch_size": int(batch_size), "bf16": bfloat16(device, bf16), "device": device.type}
     found |= {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
-    found |= {} if embeds is None else {"embeds": _sha256(embeds)}
+    found |= {} if embeds is None else {"embeds": f"{embeds.dtype} {hashlib.sha256(_bytes(embeds)).hexdigest()}"}
     return found | fingerprint(pipe) | identity
 
 

@@ -71,7 +71,7 @@ def test_a_worker_that_is_killed_loses_nothing(pipe, model, tmp_path, client):
     "arguments, error, message",
     [
         ({"load": {"model": "nowhere"}}, FileNotFoundError, "no folder 'nowhere'"),
-        ({"load": {}}, TypeError, "load must name the model"),
+        ({"load": {}}, TypeError, "load must be keywords of rece.loading.load: missing a required argument: .model"),
         ({"load": {"model": "x", "steps": 3}}, TypeError, "load must be keywords of rece.loading.load: .*'steps'"),
         ({"stepps": 3}, TypeError, "settings must be keywords of rece.images.draw: .*'stepps'"),
         ({"parts": 0}, ValueError, "parts must be a whole number"),

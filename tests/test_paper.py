@@ -577,7 +577,7 @@ def test_two_concepts_never_share_images_by_mistake(tmp_path, pipe):
         if scale == 1:
             running.draw_attempts(victims, *common)
         else:
-            with pytest.raises(ValueError, match="images/dog/uce/any-plain holds another plan .weights is"):
+            with pytest.raises(ValueError, match="images/dog/uce/any-plain holds another run .weights is"):
                 running.draw_attempts(victims, *common)
 
 
