@@ -116,19 +116,17 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--others", **text, help="innocent concepts to compare with")
     one.add_argument("--synonyms", **text, help="other words for the concept")
 
-    help = "draw an image for every line of a prompt file, into shards (tar files of PNGs) of a folder; the same "
-    help += "command again draws only what is missing"
+    help = "draw an image for every line of a prompt file into a folder; the same command again draws only what is "
+    help += "missing"
     one = command("draw", help, model)
     one.add_argument("prompts", metavar="PROMPTS", type=Path, help="csv with prompts and seeds; see rece.prompts")
-    one.add_argument("-o", "--output", type=Path, required=True, help="folder of the shards; one for each plan")
+    one.add_argument("-o", "--output", type=Path, required=True, help="folder of the images; one for each run")
     one.add_argument("--eraser", type=Path, metavar="FILE", help="apply this eraser first")
     one.add_argument("--scheduler", metavar="CLASS", help="such as LMSDiscreteScheduler; default: the model's own")
     one.add_argument("--steps", type=int, default=50, help="default: %(default)s")
     one.add_argument("--guidance", type=float, default=7.5, help="where the csv has none; default: %(default)s")
     one.add_argument("--batch-size", type=int, default=8, help="even; halved when out of memory; default: %(default)s")
-    one.add_argument("--shard-size", type=int, default=256, help="images in a file; default: %(default)s")
     one.add_argument("--bf16", action="store_true", help="compute in bfloat16 where the device does so by itself")
-    one.add_argument("--repair", action="store_true", help="check all hashes first, and draw damaged shards again")
     one.add_argument("--quiet", action="store_true", help="no progress bar")
     several = one.add_mutually_exclusive_group()
     several.add_argument("--part", type=_part, metavar="K/N", help="only the K-th of N parts, K from 1 (job arrays)")

@@ -11,8 +11,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 
 import rece
-from rece import cluster, loading, plan, prompts
-from rece.draw import draw as draw_shards
+from rece import cluster, images, loading, prompts
 from rece.eraser import Eraser
 from rece.sharing import export
 from rece.sharing import recover as foreign
@@ -104,13 +103,13 @@ def draw(args: argparse.Namespace) -> None:
     read = prompts.read(args.prompts)
     for repair in read.repairs:
         print(f"note: {args.prompts}: {repair}", file=sys.stderr)
-    plan.check(read.table, args.guidance)
+    images.checked(read.table, args.guidance)
     load = {name: getattr(args, name) for name in ("model", "revision", "eraser", "dtype", "device", "scheduler")}
-    settings = {name: getattr(args, name) for name in ("steps", "guidance", "batch_size", "shard_size", "repair")}
+    settings = {name: getattr(args, name) for name in ("steps", "guidance", "batch_size")}
     settings |= {"bf16": "auto" if args.bf16 else False, "progress": not args.quiet}
     if args.workers is None and args.scheduler_file is None:
         loading.quiet()
-        print(draw_shards(loading.load(**load), read.table, args.output, part=args.part, **settings))
+        print(images.draw(loading.load(**load), read.table, args.output, part=args.part or (1, 1), **settings))
         return
     try:
         from distributed import Client
@@ -119,10 +118,11 @@ def draw(args: argparse.Namespace) -> None:
     logging.getLogger("distributed").setLevel(logging.WARNING)
     if args.workers is None:
         with Client(scheduler_file=args.scheduler_file) as client:
-            print(cluster.draw_distributed(load, read.table, args.output, client, **settings))
+            parts = 4 * max(1, len(client.scheduler_info()["workers"]))
+            print(cluster.draw_parts(load, read.table, args.output, client, parts, **settings))
     else:
         with cluster.local_cluster(args.workers) as local, Client(local) as client:
-            print(cluster.draw_distributed(load, read.table, args.output, client, **settings))
+            print(cluster.draw_parts(load, read.table, args.output, client, 4 * args.workers, **settings))
 
 
 def push(args: argparse.Namespace) -> None:

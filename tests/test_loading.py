@@ -10,8 +10,7 @@ import torch
 
 import rece
 from rece import layers, loading
-from rece.draw import fingerprint
-from rece.images import generate
+from rece.images import fingerprint, generate
 
 
 @pytest.fixture(scope="module")

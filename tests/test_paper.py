@@ -27,7 +27,7 @@ from test_scores import Means, SquaresForLPIPS
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 import rece
-from rece import draw as drawing
+from rece import images as drawing
 from rece import judges, methods
 from rece.__main__ import main
 from rece.attacks import Attempts
@@ -36,7 +36,6 @@ from rece.images import generate
 from rece.judges import metrics
 from rece.judges.classifier import Classifier
 from rece.prompts import read
-from rece.shards import Shards
 from rece.study import config, paper, plan, preservation, results, statistics
 from rece.study import experiment as running
 
@@ -401,12 +400,12 @@ class Bright:
 
 @pytest.fixture
 def spy(monkeypatch):
-    """What is drawn into shards: a row per image with prompt, seed, guidance, width, height."""
+    """What is drawn into folders: a row per image with prompt (None if embedded), seed, guidance, width, height."""
     rows = []
 
-    def spying(pipe, prompts, seeds, **settings):
+    def spying(pipe, prompts=None, *, seeds, **settings):
         size = settings.get("guidance"), settings.get("width"), settings.get("height")
-        rows.extend((prompt, seed, *size) for prompt, seed in zip(prompts, seeds, strict=True))
+        rows.extend((prompt, seed, *size) for prompt, seed in zip(prompts or [None] * len(seeds), seeds, strict=True))
         return generate(pipe, prompts, seeds, **settings)
 
     monkeypatch.setattr(drawing, "generate", spying)
@@ -458,7 +457,7 @@ def test_further_sets_are_drawn_as_they_are(tmp_path):
     assert prompts["closed_form"] == prompts["plain"][:3]
 
 
-def test_images_of_shards_are_those_of_memory_and_drawn_once(tmp_path, pipe, spy):
+def test_images_of_folders_are_those_of_memory_and_drawn_once(tmp_path, pipe, spy):
     spec, victims = spec_of(tmp_path), victims_of(pipe)
     attacked(tmp_path, spec, victims)
     common = (victims, tmp_path, QUICK, WORLD, spec, Bright(), GENERATE)
@@ -466,13 +465,14 @@ def test_images_of_shards_are_those_of_memory_and_drawn_once(tmp_path, pipe, spy
     assert not spy
     for _ in range(2):
         again, shown_again = running.draw_attempts(*common, evaluation(tmp_path / "images"))
-        assert len(spy) == 12  # four and two texts by two models; embeddings are drawn in memory
+        assert len(spy) == 12 + 3  # four and two texts by two models, three embeddings by one
         pd.testing.assert_frame_equal(again.drop(columns="seconds"), table.drop(columns="seconds"))
         assert shown.keys() == shown_again.keys()
         for key, (images, hits) in shown.items():
             np.testing.assert_array_equal(shown_again[key][0], images)
             assert list(shown_again[key][1]) == list(hits)
-    assert Shards(tmp_path / "images/dog/uce/any-plain").table.case.tolist() == ["7", "8", "9", "10"]  # the file's own
+    names = {path.stem for path in (tmp_path / "images/dog/uce/any-plain").glob("*.png")}
+    assert names == {"7", "8", "9", "10"}  # the file's own
     assert table.probability.nunique() > 9 and (table.hit == (table.top1 & (table.probability >= 0.3))).all()
     assert list(table.columns) == running.DRAWN
     counts = table.groupby(["method", "attack", "source"]).size().to_dict()
@@ -501,7 +501,7 @@ def test_every_row_is_drawn_with_its_own_guidance_and_size(tmp_path, pipe, spy, 
     table, shown = running.draw_attempts(victims, tmp_path, attack, WORLD, spec, judge, GENERATE, images)
     expected = {5: ("a dog", 7.0, 16, 16), 2**32: ("", 4.0, None, None), 7: ("the dog", 3.0, 24, 8)}
     expected |= {8: ("my dog", 7.0, 16, 16)}
-    drawn = sorted(((prompt, *other) for prompt, _, *other in spy), key=itemgetter(0))
+    drawn = sorted(((prompt, *other) for prompt, _, *other in spy if prompt is not None), key=itemgetter(0))
     assert drawn == ([] if folder is None else sorted([*expected.values()] * 2, key=itemgetter(0)))
     embeds = Attempts.load(tmp_path / "uce-closed_form.safetensors").embeds
     runs = [(pipe, None), (victims["uce"], None), (victims["uce"], embeds)]
@@ -577,7 +577,7 @@ def test_two_concepts_never_share_images_by_mistake(tmp_path, pipe):
         if scale == 1:
             running.draw_attempts(victims, *common)
         else:
-            with pytest.raises(ValueError, match="images/dog/uce/any-plain holds another plan .weights is"):
+            with pytest.raises(ValueError, match="images/dog/uce/any-plain holds another run .weights is"):
                 running.draw_attempts(victims, *common)
 
 
@@ -842,7 +842,7 @@ def test_an_artist_without_a_judge(tmp_path, pipe, monkeypatch):
     table = preservation.measure(victims, WORLD, spec, None, GENERATE, scores)
     assert table.groupby("set").n.first().to_dict() == {"erased": 2, "unerased": 2}
     assert set(table.method) == {"original", "uce", "rece"} and (table[table.method != "original"].value > 0).all()
-    assert {path.parts[-3] for path in (tmp_path / "images").rglob("plan.json")} <= {"original", "uce", "rece"}
+    assert {path.parts[-3] for path in (tmp_path / "images").rglob("run.json")} == {"original", "uce", "rece"}
 
 
 # The stage notebooks
@@ -921,9 +921,9 @@ def test_the_paper_says_with_what_it_was_measured(published):
     assert settings["judge"] == judge and settings["model"] == published.params["model"]
     assert settings["generate"] == published.params["generate"] and settings["generate"]["guidance"] == 7.5
     assert settings["scores"] == published.params["evaluate"]["scores"]
-    drawn = Shards(published.folder / "images/nudity/rece/any-plain")
-    assert drawn.table.guidance.tolist() == [7, 12.5, 7] and drawn.table.seed.tolist() == [2**32 - 1, 5, 6]
-    assert drawn.settings["scheduler"]["class"] == "LMSDiscreteScheduler"
+    drawn = json.loads((published.folder / "images/nudity/rece/any-plain/run.json").read_text())
+    assert drawn["table"]["guidance"] == [7, 12.5, 7] and drawn["table"]["seed"] == [2**32 - 1, 5, 6]
+    assert drawn["settings"]["scheduler.class"] == "LMSDiscreteScheduler"
 
 
 def test_the_gathered_table_has_every_number_but_fid(published):

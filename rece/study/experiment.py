@@ -18,10 +18,11 @@ from diffusers import DiffusionPipeline
 from rece import attacks, families, methods
 from rece.attacks import Attempts
 from rece.certificate import Certificate, certify
-from rece.draw import draw as draw_shards
 from rece.emoji.world import World
 from rece.eraser import Eraser
+from rece.images import draw as draw_folder
 from rece.images import generate as draw
+from rece.images import read
 from rece.study import config, plan, statistics
 
 ORIGINAL, CONTROL, ANY = "original", "control", "any"
@@ -139,18 +140,17 @@ def drawn_in_batches(
 ) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
     """Draw the prompts and seeds of `rows`, or embeddings in their place: parts of the rows, and their images.
 
-    guidance, width and height of each row go before those of `generate` and of the model. folder: where images go in
-    shards (relative to the checkout); what is there already is not drawn again, see `rece.draw`. None, and embeddings,
-    are drawn in memory, rows of one guidance and size together.
+    guidance, width and height of each row go before those of `generate` and of the model. folder: where images
+    go (relative to the checkout); those that are there are not drawn again, see `rece.images.draw`. With None they are
+    drawn in memory, rows of one guidance and size together.
     """
     own = [name for name in ("guidance", "width", "height") if name in rows]
-    if folder is not None and embeds is None:
+    if folder is not None:
         columns = [name for name in ("case", "prompt", "seed", *own) if name in rows]
-        shards = draw_shards(pipe, rows[columns], config.root() / folder, **generate)
-        start = 0
-        for part, images in shards.batches():
-            yield rows.iloc[start : start + len(part)], images
-            start += len(part)
+        folder, start = draw_folder(pipe, rows[columns], config.root() / folder, embeds=embeds, **generate), 0
+        for images in read(folder, rows.case if "case" in rows else range(len(rows))):
+            yield rows.iloc[start : start + len(images)], images
+            start += len(images)
         return
     for kind, part in rows.groupby(own, sort=False, dropna=False) if own else [((), rows)]:
         given = {name: value for name, value in zip(own, kind, strict=True) if not pd.isna(value)}
@@ -174,7 +174,7 @@ def draw_attempts(
 
     Those that no erased model was looked at for are drawn with all models; those found against one with that one, and
     if they are texts, with the others too. The control draws plain prompts and what was found against it. attack,
-    evaluate: the sections of params.yaml; evaluate["images"] is where shards go, see `drawn_in_batches`.
+    evaluate: the sections of params.yaml; evaluate["images"] is where images go, see `drawn_in_batches`.
 
     Returns one row per image, and for figures {(method, attack): (first evaluate["show"] images, whether each is a
     success)} of each method's own attempts. Columns: method (the model that drew), attack, access, kind ("text" or
