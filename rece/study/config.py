@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 import yaml
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
@@ -103,7 +104,8 @@ def check(tree: dict, expected: dict, where: str, optional: Iterable[str] = ()) 
 def load(model: str | dict) -> DiffusionPipeline:
     """The pipeline of a folder (relative to the checkout), or what a dict of the keywords of `loading.load` names.
 
-    By default in float32, on the GPU if there is one.
+    By default in float32, on the GPU if there is one. On a CPU all is computed with one thread from then on: a small
+    model gains nothing by a second one, and results do not depend on the number of cores. See `parallel.cells`.
     """
     keywords = {"model": model} if isinstance(model, str) else dict(model)
     folder = root() / keywords.get("model", "")
@@ -114,7 +116,10 @@ def load(model: str | dict) -> DiffusionPipeline:
             f"model: there is no folder {keywords.get('model')!r} in the checkout; correct `model` in params.yaml, or "
             "give the revision of a hub id"
         )
-    return loading.load(**keywords)
+    pipe = loading.load(**keywords)
+    if pipe.device.type == "cpu":
+        torch.set_num_threads(1)
+    return pipe
 
 
 def control(pipe: DiffusionPipeline, folder: str | Path) -> DiffusionPipeline:

@@ -2,13 +2,11 @@
 
 import copy
 import re
-import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -24,18 +22,11 @@ from rece.images import draw as draw_folder
 from rece.images import generate as draw
 from rece.images import read
 from rece.study import config, plan, statistics
+from rece.study.parallel import cells
 
 ORIGINAL, CONTROL, ANY = "original", "control", "any"
 DRAWN = ["method", "attack", "access", "kind", "source", "own_prompts", "case", "prompt", "asked", "seed", "label"]
-DRAWN += ["probability", "top1", "hit", "seconds"]
-
-
-@contextmanager
-def timer():
-    """Wall-clock seconds of the block: `with timer() as t: ...; t.seconds`."""
-    result, start = SimpleNamespace(seconds=0.0), time.perf_counter()
-    yield result
-    result.seconds = time.perf_counter() - start
+DRAWN += ["probability", "top1", "hit"]
 
 
 def victim(pipe: DiffusionPipeline, eraser: Eraser) -> DiffusionPipeline:
@@ -130,6 +121,37 @@ def attempt(
     )
 
 
+def attempt_all(
+    pipe: DiffusionPipeline,
+    victims: dict[str, DiffusionPipeline],
+    world: World,
+    concept: dict,
+    attack: dict,
+    out: str | Path,
+) -> pd.DataFrame:
+    """Run every attack of the budget against every model it is run against, and save what it finds in `out`.
+
+    Returns one row per file: attack, access, found_against, n, evaluations, seconds, example (the first prompt).
+    """
+    out = config.root() / out
+    jobs = [
+        (name, budget, source, asked(world, concept, attack, name, budget))
+        for name, budget in budgets(attack, concept).items()
+        for source in sources(name, budget, victims)
+    ]
+
+    def run(job) -> dict:
+        name, budget, source, cases = job
+        victim = victims[ORIGINAL if source == ANY else source]
+        found = attempt(name, victim, pipe, cases, world, concept, budget)
+        found.save(out / f"{source}-{name}.safetensors")
+        row = {"attack": name, "access": found.access, "found_against": source, "n": len(found)}
+        example = found.prompts[0] if found.prompts else "(embedding)"
+        return row | {"evaluations": found.evaluations, "seconds": found.seconds, "example": example}
+
+    return pd.DataFrame(cells(run, jobs, "attack"))
+
+
 def images_of(pipe: DiffusionPipeline, attempts: Attempts, generate: dict) -> np.ndarray:
     """Draw attempts, texts or embeddings: uint8 (n, h, w, 3)."""
     return draw(pipe, attempts.prompts, attempts.seeds, embeds=attempts.embeds, **generate)
@@ -180,14 +202,14 @@ def draw_attempts(
     success)} of each method's own attempts. Columns: method (the model that drew), attack, access, kind ("text" or
     "embedding"), source (the model it was found against, or "any"), own_prompts (whether the attack has a set of its
     own), case (row of the cases), prompt (the attempt's), asked (the case's), seed, label and probability (the judge's
-    answer), top1 (whether it is the concept), hit (and is sure enough, see `plan.hits`), seconds (of drawing and
-    judging), then the judge's further columns.
+    answer), top1 (whether it is the concept), hit (and is sure enough, see `plan.hits`), then the judge's further
+    columns.
     Without a judge (None) nothing is drawn and the table is empty.
     Raises FileNotFoundError naming the attack stage if an attempt is missing.
     """
     if judge is None:
         return pd.DataFrame(columns=DRAWN), {}
-    parts, shown = [], {}
+    jobs = []
     for name, budget in budgets(attack, concept).items():
         cases = asked(world, concept, attack, name, budget)
         for source in sources(name, budget, victims):
@@ -197,33 +219,38 @@ def draw_attempts(
                     f"attempts: {path} is missing; run the attack stage first (`dvc repro attack`)"
                 )
             attempts = Attempts.load(path)
-            plain = cases.head(len(attempts)).reset_index(drop=True)
-            rows = plain.assign(prompt=attempts.prompts or "", seed=attempts.seeds)
-            for method, pipe in victims.items():
+            for method in victims:
                 transferred = source not in (ANY, method)
                 if transferred and (attempts.prompts is None or CONTROL in (source, method)):
                     continue
                 if method == CONTROL and source == ANY and name != "plain":
                     continue
-                images = images_folder(evaluate, concept, method, f"{source}-{name}")
-                some, answers = {}, []
-                with timer() as drawing:
-                    for batch, pictures in drawn_in_batches(pipe, rows, generate, images, attempts.embeds):
-                        answers.append(judge.answers(pictures, batch.reset_index(drop=True)).set_index(batch.index))
-                        wanted = batch.index < evaluate["show"]
-                        some |= dict(zip(batch.index[wanted], pictures[wanted], strict=True))
-                answers = pd.concat(answers).sort_index()
-                row = {"method": method, "attack": name, "access": attempts.access}
-                row |= {"kind": "text" if attempts.embeds is None else "embedding", "source": source}
-                row["own_prompts"] = "asked" in budget
-                part = pd.DataFrame({**row, "case": range(len(attempts)), "prompt": attempts.prompts or ""})
-                part["asked"], part["seed"] = plain.prompt, attempts.seeds
-                part["label"], part["probability"], part["top1"] = answers.label, answers.probability, answers.wanted
-                part["hit"] = plan.hits(judge, answers, evaluate["threshold"])
-                part["seconds"] = drawing.seconds / len(part)
-                parts.append(part.join(answers.drop(columns=["label", "probability", "wanted"])))
-                if not transferred and len({picture.shape for picture in some.values()}) == 1:
-                    shown[method, name] = (np.stack([some[n] for n in sorted(some)]), part.hit.to_numpy()[: len(some)])
+                jobs.append((name, source, method, attempts, cases.head(len(attempts)).reset_index(drop=True)))
+
+    def draw_one(job) -> tuple[pd.DataFrame, dict]:
+        name, source, method, attempts, plain = job
+        rows = plain.assign(prompt=attempts.prompts or "", seed=attempts.seeds)
+        images = images_folder(evaluate, concept, method, f"{source}-{name}")
+        some, answers = {}, []
+        for batch, pictures in drawn_in_batches(victims[method], rows, generate, images, attempts.embeds):
+            answers.append(judge.answers(pictures, batch.reset_index(drop=True)).set_index(batch.index))
+            wanted = batch.index < evaluate["show"]
+            some |= dict(zip(batch.index[wanted], pictures[wanted], strict=True))
+        answers = pd.concat(answers).sort_index()
+        row = {"method": method, "attack": name, "access": attempts.access}
+        row |= {"kind": "text" if attempts.embeds is None else "embedding", "source": source}
+        row["own_prompts"] = "asked" in budgets(attack, concept)[name]
+        part = pd.DataFrame({**row, "case": range(len(attempts)), "prompt": attempts.prompts or ""})
+        part["asked"], part["seed"] = plain.prompt, attempts.seeds
+        part["label"], part["probability"], part["top1"] = answers.label, answers.probability, answers.wanted
+        part["hit"] = plan.hits(judge, answers, evaluate["threshold"])
+        return part.join(answers.drop(columns=["label", "probability", "wanted"])), some
+
+    parts, shown = [], {}
+    for (name, source, method, *_), (part, some) in zip(jobs, cells(draw_one, jobs, "draw"), strict=True):
+        parts.append(part)
+        if source in (ANY, method) and len({picture.shape for picture in some.values()}) == 1:
+            shown[method, name] = (np.stack([some[n] for n in sorted(some)]), part.hit.to_numpy()[: len(some)])
     return pd.concat(parts, ignore_index=True), shown
 
 
@@ -250,24 +277,25 @@ def frontier(
     """
     cases = plan.cases(world, concept, sweep["n"], sweep["seed"])
     others = plan.others(world, concept, sweep["preserve_n"], sweep["seed"])
-    rows, measured = [], {}
+    rows, made = [], {}
     for method, grid in ((method, grid) for method, grids in sweep["grid"].items() for grid in grids):
         for values in product(*grid.values()):
             varied = plan.nested(dict(zip(grid, values, strict=True)))
             numbers = plan.merged(plan.numbers(concept, method, erase[method]), varied)
             eraser = methods.run(method, pipe, concept["erase"], **numbers)
-            made, n = eraser.provenance, eraser.provenance["rounds_run"]
-            used = made["each" if n else "start"]
+            n = eraser.provenance["rounds_run"]
+            used = eraser.provenance["each" if n else "start"]
             row = {"method": method, "lamb": used["lamb"], "preserve_scale": used["preserve_scale"]}
-            row |= {"rounds": n, "auto": numbers.get("rounds") == "auto"}
-            key = eraser.map.numpy().tobytes()
-            if key not in measured:  # "auto" may choose rounds that are on the grid
-                measured[key] = _measure(pipe, eraser, judge, world, concept, cases, others, sweep, generate)
-            rows.append(row | measured[key])
-    return pd.DataFrame(rows)
+            rows.append(row | {"rounds": n, "auto": numbers.get("rounds") == "auto"})
+            key = eraser.map.numpy().tobytes()  # "auto" may choose rounds that are on the grid
+            made[key] = eraser
+            rows[-1]["key"] = key
+    measure = partial(_measure, pipe, judge, world, concept, cases, others, sweep, generate)
+    measured = dict(zip(made, cells(measure, made.values(), "sweep"), strict=True))
+    return pd.DataFrame([row | measured[row.pop("key")] for row in rows])
 
 
-def _measure(pipe, eraser, judge, world, concept, cases, others, sweep, generate) -> dict:
+def _measure(pipe, judge, world, concept, cases, others, sweep, generate, eraser) -> dict:
     """A row of `frontier` for one eraser."""
     edited = victim(pipe, eraser)
     found = {"text": [], "embedding": []}

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.stats import binomtest, spearmanr
 
 RATE = ["n", "successes", "rate", "low", "high"]
-SUCCESS = ["method", "attack", "access", "kind", *RATE, "prompts", "top1_rate", "seconds"]
+SUCCESS = ["method", "attack", "access", "kind", *RATE, "prompts", "top1_rate"]
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
@@ -57,7 +57,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], repeats: int = 2000
 
 def success(drawn: pd.DataFrame) -> pd.DataFrame:
     """Attack success by method and attack: n, successes, rate, low, high (95 % Wilson), prompts (distinct ones asked;
-    each is drawn with n / prompts seeds), top1_rate (with no threshold on the judge's probability), seconds (drawing).
+    each is drawn with n / prompts seeds), top1_rate (with no threshold on the judge's probability).
 
     drawn: see `experiment.draw_attempts`. Only attempts that were meant for the method count.
     """
@@ -65,7 +65,7 @@ def success(drawn: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (method, attack), part in own.groupby(["method", "attack"], sort=False):
         columns = {"method": method, "attack": attack, "access": part.access.iloc[0], "kind": part.kind.iloc[0]}
-        extra = {"prompts": part.asked.nunique(), "top1_rate": part.top1.mean(), "seconds": part.seconds.sum()}
+        extra = {"prompts": part.asked.nunique(), "top1_rate": part.top1.mean()}
         rows.append(success_rate(part.hit.to_numpy(dtype=bool), **columns) | extra)
     return pd.DataFrame(rows, columns=SUCCESS)
 
