@@ -1,4 +1,4 @@
-"""No network, one thread, and the tiny pipelines as fixtures."""
+"""No network, one thread (or as many as RECE_TEST_THREADS says), and the tiny pipelines as fixtures."""
 
 import os
 
@@ -8,7 +8,7 @@ import pytest  # noqa: E402
 import tiny  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("RECE_TEST_THREADS", "1")))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import rece
-from rece import certificate, erasing, layers, solver, texts
+from rece import certificate, erasing, families, layers, solver, texts
 
 
 def weights(pipe):
@@ -160,8 +160,9 @@ def test_one_list_for_start_and_rounds_is_the_same_as_two(pipe, tokens):
     assert_close(one.map, two.map, atol=1e-9, rtol=0)
 
 
-def test_few_concepts_are_worked_on_as_rows_to_the_bit(pipe):
-    """By the formulas as they stand, on all rows at once."""
+def test_few_concepts_follow_the_formulas_on_all_rows_at_once(pipe):
+    """The weights agree; the bits of the maps may differ, since sums may be taken in another order."""
+    pipe.to(torch.float64)
     concepts, numbers = ["dog", "cat"], tiny.numbers(uce_lamb=5.0, lamb=2.0, derive_lamb=0.5)
     for anchored in (False, True):
         eraser = rece.erase(pipe, concepts, rounds=2, anchored=anchored, **numbers)
@@ -170,13 +171,14 @@ def test_few_concepts_are_worked_on_as_rows_to_the_bit(pipe):
         K, aims = zip(*((C[n][texts.last_word(pipe, text) :], n) for n, text in enumerate(concepts)), strict=True)
         K, aims = [torch.cat(K)], [torch.cat([T[: len(rows)] for rows in K])]
         M, G = solver.edit_map(K[0], aims[0], P_start.T @ P_start, lamb=5.0), layers.gram(pipe)
-        assert torch.equal(eraser.history[0], M)
+        W = torch.cat(list(layers.originals(pipe).values()))
+        assert (W @ eraser.history[0] - W @ M).norm() <= 1e-9 * (W @ M).norm()
         for step in eraser.history[1:]:
             derived = solver.derive(M, G, torch.cat(C), lamb=0.5)
             K, aims = ([*K, derived], [*aims, T, T]) if anchored else ([derived], [T, T])
             edit = solver.edit_map(torch.cat(K), torch.cat(aims), P_rounds.T @ P_rounds, lamb=2.0, preserve_scale=0.1)
             M = edit if anchored else M @ edit
-            assert torch.equal(step, M)
+            assert (W @ step - W @ M).norm() <= 1e-9 * (W @ M).norm()
 
 
 def test_many_concepts_stop_by_certificate_where_their_rows_do(pipe, monkeypatch):
@@ -229,21 +231,36 @@ def test_relative_numbers_do_not_depend_on_the_unit_of_the_text_space(pipe):
     assert (rece.erase(pipe, "dog", **absolute).map - plain.map).norm() > 1e-3
 
 
-def test_fused_text_side_and_lora_are_the_same_model(pipe, tmp_path):
+def test_fused_weights_are_the_same_model_as_mapped_embeddings(pipe):
+    """In float64, where the steps of a random model do not raise rounding to what a pixel shows."""
+    pipe.to(torch.float64)
     eraser = rece.erase(pipe, ["dog", "cat"])
     original = images(pipe)
     negative, positive = texts.encode(pipe, ["", "a dog"]) @ eraser.map.T
-    text_side = images(
-        pipe, prompt=None, prompt_embeds=positive[None].float(), negative_prompt_embeds=negative[None].float()
-    )
-    eraser.save_lora(tmp_path)
-    pipe.load_lora_weights(tmp_path)
-    lora = images(pipe)
-    pipe.unload_lora_weights()
+    text_side = images(pipe, prompt=None, prompt_embeds=positive[None], negative_prompt_embeds=negative[None])
     fused = images(eraser.apply(pipe))
     assert (fused - original).abs().max() > 0.05
-    assert_close(text_side, fused, atol=1e-4, rtol=0)
-    assert_close(lora, fused, atol=1e-4, rtol=0)
+    assert_close(text_side, fused, atol=1e-6, rtol=0)
+
+
+def lora_and_fused(pipe, eraser, folder):
+    """What each edited layer multiplies by with the eraser's LoRA loaded, and with the eraser applied."""
+    names = [name for path in families.paths(pipe) for name in layers.prompt_layers(pipe, path)]
+    original = images(pipe)
+    eraser.save_lora(folder)
+    pipe.load_lora_weights(folder)
+    lora = tiny.matrices(pipe.unet, names)
+    assert (images(pipe) - original).abs().max() > 0.01
+    pipe.unload_lora_weights()
+    fused = tiny.matrices(eraser.apply(pipe).unet, names)
+    assert (images(pipe) - original).abs().max() > 0.01
+    return lora, fused
+
+
+def test_a_loaded_lora_gives_the_weights_of_the_applied_eraser(pipe, tmp_path):
+    lora, fused = lora_and_fused(pipe, rece.erase(pipe, ["dog", "cat"]), tmp_path)
+    for name, W in fused.items():
+        assert (lora[name] - W).norm() <= 1e-6 * W.norm()
 
 
 def test_lora_file_has_one_rank_one_shared_factor_and_the_provenance(pipe, tmp_path):
@@ -291,14 +308,10 @@ def test_a_lora_of_nothing_loads_and_changes_nothing(pipe, tmp_path):
 def test_sdxl_by_the_same_path(xl, tmp_path):
     eraser = rece.erase(xl, ["dog", "cat"])
     assert eraser.map.shape == (64, 64)
-    before, original = weights(xl), images(xl)
-    eraser.save_lora(tmp_path)
-    xl.load_lora_weights(tmp_path)
-    lora = images(xl)
-    xl.unload_lora_weights()
-    fused = images(eraser.apply(xl))
-    assert (fused - original).abs().max() > 0.01
-    assert_close(lora, fused, atol=1e-3, rtol=0)
+    before = weights(xl)
+    lora, fused = lora_and_fused(xl, eraser, tmp_path)
+    for name, W in fused.items():
+        assert (lora[name] - W).norm() <= 1e-6 * W.norm()
     assert_same(weights(eraser.remove(xl)), before)
 
 

@@ -98,13 +98,14 @@ def _identity(pipe):
 
 
 def test_fused_is_the_same_model_as_mapped_prompts(any_pipe):
+    any_pipe.to(torch.float64)  # so that the steps of a random model do not raise rounding to what a pixel shows
     eraser = rece.erase(any_pipe, "dog", **NUMBERS)
     assert (eraser.pooled is None) == ("pooled" not in families.paths(any_pipe))
     plain, mapped_images = call(any_pipe, prompt="a big dog"), call(any_pipe, **mapped(any_pipe, "a big dog", eraser))
     eraser.apply(any_pipe)
     fused = call(any_pipe, prompt="a big dog")
     assert (fused - plain).abs().max() > 2e-3
-    assert_close(fused, mapped_images, atol=2e-5, rtol=0)
+    assert_close(fused, mapped_images, atol=1e-6, rtol=0)
     if eraser.pooled is not None:  # the pooled path matters
         without = rece.Eraser(eraser.map, pooled=torch.eye(len(eraser.pooled)))
         assert (call(eraser.remove(any_pipe), **mapped(any_pipe, "a big dog", without)) - fused).abs().max() > 1e-4
@@ -260,7 +261,7 @@ def test_the_one_token_form_edits_the_last_word_alone(any_pipe):
     assert eraser.pooled is None
 
 
-def test_a_lora_is_the_same_model(any_pipe, tmp_path):
+def test_a_loaded_lora_gives_the_weights_of_the_applied_eraser(any_pipe, tmp_path):
     eraser = rece.erase(any_pipe, "dog", **NUMBERS)
     if type(any_pipe).__name__.startswith("PixArt"):
         with pytest.raises(ValueError, match="PixArt.*Pipeline does not: save its weights"):
@@ -273,13 +274,14 @@ def test_a_lora_is_the_same_model(any_pipe, tmp_path):
     edited = {n for path in families.paths(any_pipe) for n in layers.prompt_layers(any_pipe, path)}
     assert set(tensors) == {f"{families.part(any_pipe)}.{n}.lora_{x}.weight" for n in edited for x in "AB"}
     assert len({t.shape[0] for n, t in tensors.items() if "lora_A" in n}) == 1  # one rank for all
-    fused = call(eraser.apply(any_pipe), prompt="a big dog")
+    fused = tiny.matrices(families.model(eraser.apply(any_pipe)), edited)
     eraser.remove(any_pipe)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         any_pipe.load_lora_weights(tmp_path)
-    assert (fused - plain).abs().max() > 2e-3
-    assert_close(call(any_pipe, prompt="a big dog"), fused, atol=2e-5, rtol=0)
+    for name, W in tiny.matrices(families.model(any_pipe), edited).items():
+        assert (W - fused[name]).norm() <= 1e-6 * fused[name].norm()
+    assert (call(any_pipe, prompt="a big dog") - plain).abs().max() > 2e-3
     any_pipe.unload_lora_weights()
     assert_close(call(any_pipe, prompt="a big dog"), plain, atol=0, rtol=0)
 

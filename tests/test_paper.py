@@ -24,6 +24,7 @@ from project import PAPER, ROOT, files, stages
 from safetensors.torch import save_file
 from test_judges import IMAGENET, resnet, tiny_clip, vectors
 from test_scores import Means, SquaresForLPIPS
+from torchmetrics.image.fid import FrechetInceptionDistance
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 import rece
@@ -33,7 +34,6 @@ from rece.__main__ import main
 from rece.attacks import Attempts
 from rece.emoji import world as worlds
 from rece.images import generate
-from rece.judges import metrics
 from rece.judges.classifier import Classifier
 from rece.prompts import read
 from rece.study import config, paper, plan, preservation, results, statistics
@@ -682,9 +682,9 @@ def photographs(tmp_path):
 
 
 def test_fid_is_from_the_photographs_of_the_same_ids(tmp_path, pipe, photographs, monkeypatch):
-    def toy(feature, antialias):
+    def toy(feature, antialias, **settings):
         assert feature == 2048 and antialias
-        return metrics.FrechetInceptionDistance(feature=Means())
+        return FrechetInceptionDistance(feature=Means(), **settings)
 
     monkeypatch.setattr("rece.judges.scores.FrechetInceptionDistance", toy)
     source = kept(tmp_path, "coco", ["a", "b", "c"], ["fid"], coco_id=[203564, 3, 42])

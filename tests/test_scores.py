@@ -1,4 +1,4 @@
-"""CLIP score, LPIPS and FID against literal recomputation, with tiny or toy networks."""
+"""CLIP score, LPIPS, FID, KID and drift against literal recomputation, with tiny or toy networks."""
 
 import cv2
 import numpy as np
@@ -8,7 +8,7 @@ from PIL import Image
 from test_judges import tiny_clip
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from rece.judges import metrics, scores
+from rece.judges import scores
 
 PROMPTS = ["a dog", "the moon", "a red car by the sea", "x", "the end of a very long story"]
 
@@ -152,7 +152,7 @@ def test_fid_is_that_of_the_scaled_images():
     def small(batch):
         return np.stack([np.asarray(Image.fromarray(i).resize((16, 16), Image.Resampling.BICUBIC)) for i in batch])
 
-    expected = metrics.fid(small(images), small(reference), Means())
+    expected = scores.fid(small(images), small(reference), features=Means(), resize=None)["value"]
     assert found.pop("value") == pytest.approx(expected) and expected > 1
     assert found.pop("tool").startswith("torchmetrics 1.")
     assert found == {"images": 30, "reference": 20, "features": "Means", "resize": "bicubic", "size": 16}
@@ -200,6 +200,91 @@ def test_fid_bad_input(monkeypatch):
     monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
     with pytest.raises(ModuleNotFoundError, match="pip install torch-fidelity"):
         scores.fid(pictures(3), pictures(3))
+
+
+# Drift, and FID and KID of images as they are
+
+
+def coarse(n, seed=0, low=40, high=200):
+    return np.random.default_rng(seed).integers(low, high, (n, 4, 4, 3)).astype(np.uint8)
+
+
+def distance(images, reference, **settings):
+    return scores.fid(images, reference, features=Means(), resize=None, **settings)["value"]
+
+
+def test_drift_by_hand():
+    original = np.zeros((2, 2, 2, 3), np.uint8)
+    images = original.copy()
+    images[1] = 51  # a fifth of the range
+    assert scores.drift(images, original) == pytest.approx(0.1) == scores.drift(original, images)
+
+
+def test_fid_and_kid_of_equal_sets_are_zero():
+    images = coarse(300)
+    assert abs(distance(images, images)) < 1e-4
+    assert abs(distance(images, images[::-1].copy(), batch_size=77)) < 1e-4
+    spread = np.var((Means()(torch.as_tensor(images).permute(0, 3, 1, 2)).numpy()), axis=0).sum()
+    assert distance(images, coarse(300, seed=1)) < 0.05 * spread
+
+
+def test_fid_of_a_shift_is_its_square():
+    images = coarse(200)
+    for shift in (5, 20):
+        np.testing.assert_allclose(distance(images + np.uint8(shift), images), 3 * shift**2, rtol=1e-6)
+
+
+def test_kid_is_the_unbiased_mmd():
+    images, original = coarse(20), coarse(20, seed=1, low=90)
+    a, b = (Means()(torch.as_tensor(x).permute(0, 3, 1, 2)).numpy() for x in (images, original))
+
+    def kernel(x, y):
+        return (x @ y / 3 + 1) ** 3
+
+    n = len(a)
+    same = sum(kernel(x[i], x[j]) for x in (a, b) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    across = sum(kernel(x, y) for x in a for y in b) / n**2
+    np.testing.assert_allclose(scores.kid(images, original, Means()), same - 2 * across, rtol=1e-6)
+
+
+def test_kid_orders_sets_and_repeats_itself():
+    original = coarse(80)
+    near, far = (
+        scores.kid(coarse(80, seed=1), original, Means()),
+        scores.kid(coarse(80, seed=1, low=120), original, Means()),
+    )
+    assert abs(near) < far / 20
+    few = coarse(30, seed=2)
+    before = torch.random.get_rng_state()
+    assert scores.kid(few, original, Means()) == scores.kid(few, original, Means())
+    torch.testing.assert_close(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("metric", [scores.drift, distance, lambda a, b: scores.kid(a, b, Means())])
+@pytest.mark.parametrize(
+    "broken", [coarse(3).astype(np.float32), coarse(3)[0], coarse(3).transpose(0, 3, 1, 2), coarse(0), []]
+)
+def test_bad_images(metric, broken):
+    with pytest.raises(ValueError, match="^images"):
+        metric(broken, coarse(3))
+    with pytest.raises(ValueError, match="^(originals|reference)"):
+        metric(coarse(3), broken)
+
+
+def test_shapes_and_numbers_must_fit():
+    with pytest.raises(ValueError, match="of one shape"):
+        scores.drift(coarse(3), coarse(4))
+    with pytest.raises(ValueError, match="two images or more"):
+        distance(coarse(1), coarse(3))
+
+
+def test_the_reference_of_fid_is_read_once():
+    log, sets = [], [coarse(9, seed=1), coarse(12, seed=2)]
+    fid = scores.FID(iter([coarse(20)]), features=Means(log), resize=None, batch_size=64)
+    found = [fid(images) for images in sets]
+    assert [shape[0] for shape in log] == [20, 9, 12]
+    assert found == [scores.fid(images, coarse(20), features=Means(), resize=None) for images in sets]
+    assert (found[0]["images"], found[0]["reference"], found[0]["resize"], found[0]["size"]) == (9, 20, None, None)
 
 
 # Reference images

@@ -251,6 +251,16 @@ def pixart(seed: int = 0, sigma: bool = False) -> PixArtAlphaPipeline | PixArtSi
     return _quiet(pipe)
 
 
+@torch.no_grad()
+def matrices(model: torch.nn.Module, names: list[str]) -> dict[str, torch.Tensor]:
+    """The matrix (out, in) that each named linear layer multiplies its input by, adapters included."""
+    found = {name: model.get_submodule(name) for name in names}
+    return {
+        name: (layer(torch.eye(layer.in_features)) - layer(torch.zeros(1, layer.in_features))).T
+        for name, layer in found.items()
+    }
+
+
 def _quiet(pipe):
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):

@@ -1,8 +1,10 @@
-"""Scores of photographs: CLIP score, LPIPS and FID, each of sets too large to hold in memory.
+"""Scores of images: CLIP score, LPIPS, FID, KID, and drift from the original's images.
 
-Images come as uint8 arrays (n, h, w, 3), RGB: one of them, or any iterable of such batches.
+Images are uint8 arrays (n, h, w, 3), RGB. CLIP score, LPIPS and FID also take any iterable of such arrays, so that a
+set may be larger than memory.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from itertools import islice, zip_longest
@@ -13,6 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
 
 from rece import images as form
 from rece.judges import placed, snapshot
@@ -32,11 +35,13 @@ def clip_score(
 ) -> np.ndarray:
     """How well each image fits its prompt: max(0, 100 cos) of CLIP's features, (n,) float64, 0 to 100.
 
-    model: hub id or folder of a CLIP; revision: its hub commit, see `judges.snapshot`. Say which: papers report
-    openai/clip-vit-base-patch32 (RECE, UCE) or clip-vit-large-patch14. Prompts are cut at the model's length (77).
-    The same as transformers' logits_per_image, whose learnt scale is 100 in OpenAI's models, but for negative ones.
-    Computed in float32 on `device`, by default the GPU if there is one.
-    Raises ValueError if there is not one image per prompt, or a batch has another form. Source: Hessel et al. 2021.
+    model: hub id or folder of a CLIP. revision: its hub commit, see `judges.snapshot`. Name the model wherever the
+        score is shown: papers report openai/clip-vit-base-patch32 (RECE, UCE) or clip-vit-large-patch14.
+    device: where it is computed, in float32; by default the GPU if there is one, else the CPU.
+
+    Prompts are cut at the model's length (77 tokens). The score equals transformers' logits_per_image for OpenAI's
+    models, whose learnt scale is 100, except that negative values become 0.
+    Raises ValueError if there is not one image per prompt, or if a batch has another form. Source: Hessel et al. 2021.
     """
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
@@ -75,13 +80,15 @@ def lpips(
 ) -> np.ndarray:
     """How different each image looks from the original's of the same prompt and seed: (n,) float64, 0 is equal.
 
-    size: side in pixels to which both are scaled first, or None; RECE and ESD scale to 64. interpolation: of OpenCV:
-    "bilinear", its default and theirs, does not smooth (of 512 px it reads 1 value in 16), "area" does. net: alex, vgg
-    or squeeze. Runs on `device`, by default the GPU if there is one.
+    size: side in pixels to which both images are scaled first, or None for no scaling. RECE and ESD scale to 64.
+    interpolation: how OpenCV scales. "bilinear" is OpenCV's default and what RECE and ESD use; it does not smooth, so
+        that of a 512 px image scaled to 64 px it reads 1 value in 16. "area" smooths.
+    net: the backbone, alex, vgg or squeeze.
+    device: where it is computed, by default the GPU if there is one, else the CPU.
 
-    Needs torchvision, which fetches the backbone's ImageNet weights on the first use (a pickle, checked by its hash).
-    Raises ModuleNotFoundError without it, ValueError if the two are not as many or of one size, or a batch has another
-    form. Source: Zhang et al. 2018, torchmetrics.
+    Needs torchvision, which downloads the backbone's ImageNet weights on the first use (a pickle, checked by its
+    hash). Raises ModuleNotFoundError without it. Raises ValueError for a bad setting, if the two sets differ in number
+    or size, or if a batch has another form. Source: Zhang et al. 2018, torchmetrics.
     """
     try:
         import cv2
@@ -123,74 +130,122 @@ def lpips(
     return np.array(scores)
 
 
-@torch.no_grad()
-def fid(
-    images: np.ndarray | Iterable[np.ndarray],
-    reference: np.ndarray | Iterable[np.ndarray],
-    *,
-    size: int = 299,
-    resize: str = "bicubic",
-    features: int | nn.Module = 2048,
-    batch_size: int = 64,
-    device: str | torch.device | None = None,
-) -> dict:
-    """Fréchet distance between two sets of images, and with what it was measured; 0 is equal.
+class FID:
+    """Fréchet distance of sets of images from one reference set; 0 means equal. The reference is read only once.
 
-    features: 2048, the last layer of torch-fidelity's Inception (64, 192 and 768 are earlier ones), or a module from
-    uint8 tensors (n, 3, h, w) to (n, d), as in `metrics.fid`. resize, the choice that moves the number most: "bicubic"
-    or "bilinear" scale each image to `size` with Pillow, which smooths; bicubic is clean-fid's way but for rounding to
-    whole levels. "torchmetrics" leaves it to torchmetrics (bilinear, smoothed), "tensorflow" to its antialias=False
-    (not smoothed, as in the first FIDs); both only to 299, and the images of a batch must then be of one size.
+    reference: uint8 images (n, h, w, 3), one array or any iterable of such arrays.
+    features: 2048 is the last layer of torch-fidelity's Inception; 64, 192 and 768 are earlier layers. Or a module
+        from uint8 tensors (n, 3, h, w) to (n, d), for instance a judge. Name the features wherever the number is
+        shown, since values of different features cannot be compared.
+    resize: how images are scaled to `size`. This choice moves the number most. "bicubic" and "bilinear" scale each
+        image with Pillow, which smooths; "bicubic" does as clean-fid does, but rounds to whole levels. "torchmetrics"
+        leaves the scaling to torchmetrics (bilinear, smoothed). "tensorflow" is the same without smoothing, as in the
+        first FIDs. These two scale to 299 only, and the images of one batch must have one size.
+        None does not scale; it needs a module as `features`.
+    size: side in pixels. batch_size: how many images are in memory at once.
+    device: where it is computed, by default the GPU if there is one, else the CPU. A module is moved there.
 
-    Returns value, images and reference (how many), tool, features, resize, size. With fewer images than features the
-    value is biased upwards: compare only equal numbers of images, and values of one tool (RECE reports clean-fid's).
-    Runs on `device`, by default the GPU if there is one. Batches are read one at a time, so that 30,000 images take
-    the memory of one batch.
-
-    Needs torch-fidelity, which fetches the Inception weights on the first use. Raises ModuleNotFoundError without it,
-    ValueError for a set of fewer than two images or a batch of another form. Source: Heusel et al. 2017, torchmetrics.
+    Call it with a set of images for the dict value, images and reference (how many), tool, features, resize, size.
+    If there are fewer images than features the value is biased upwards, so compare only equal numbers of images, and
+    values of one tool (RECE reports clean-fid's).
+    Inception needs the package torch-fidelity, which downloads the weights on the first use.
+    Raises ModuleNotFoundError without it, ValueError for a bad setting, for a set of fewer than two images, and for a
+    batch of another form. Source: Heusel et al. 2017, torchmetrics.
     """
-    if resize not in (*FILTERS, "torchmetrics", "tensorflow"):
-        raise ValueError(f"resize must be one of {', '.join(FILTERS)}, torchmetrics, tensorflow, not {resize!r}")
-    if size < 1 or (size != 299 and resize not in FILTERS):
-        raise ValueError(f"size must be 299 if resize is {resize}, and positive, not {size}")
-    if not isinstance(features, int) and resize not in FILTERS:
-        raise ValueError(f"resize must be one of {', '.join(FILTERS)} if features is a module, not {resize!r}")
-    try:
-        metric = FrechetInceptionDistance(feature=features, antialias=resize != "tensorflow")
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "fid of Inception features needs torch-fidelity: pip install torch-fidelity"
-        ) from None
-    metric, counts = metric.to(device := placed(device)), {}
-    for name, batches, real in (("images", images, False), ("reference", reference, True)):
-        counts[name] = 0
-        for batch in _batches(_stream(batches, name), batch_size):
-            if resize in FILTERS:
-                batch = [_scaled(image, (size, size), FILTERS[resize]) for image in batch]
-            metric.update(torch.as_tensor(np.stack(batch)).permute(0, 3, 1, 2).to(device), real=real)
-            counts[name] += len(batch)
-        if counts[name] < 2:
-            raise ValueError(f"{name} must hold two images or more, not {counts[name]}")
-    return {
-        "value": float(metric.compute()),
-        **counts,
-        "tool": f"torchmetrics {metadata.version('torchmetrics')}",
-        "features": f"torch-fidelity Inception, {features}" if isinstance(features, int) else type(features).__name__,
-        "resize": resize,
-        "size": size,
-    }
+
+    def __init__(
+        self,
+        reference: np.ndarray | Iterable[np.ndarray],
+        *,
+        size: int = 299,
+        resize: str | None = "bicubic",
+        features: int | nn.Module = 2048,
+        batch_size: int = 64,
+        device: str | torch.device | None = None,
+    ):
+        inception = isinstance(features, int)
+        known = [*FILTERS, *(("torchmetrics", "tensorflow") if inception else (None,))]
+        if resize not in known:
+            kind = "a number" if inception else "a module"
+            raise ValueError(
+                f"resize must be one of {', '.join(map(str, known))} if features is {kind}, not {resize!r}"
+            )
+        if size < 1 or (size != 299 and resize not in FILTERS):
+            raise ValueError(f"size must be 299 if resize is {resize}, and positive, not {size}")
+        try:
+            metric = FrechetInceptionDistance(
+                feature=features, antialias=resize != "tensorflow", reset_real_features=False
+            )
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError(
+                "fid of Inception features needs torch-fidelity: pip install torch-fidelity"
+            ) from None
+        self.metric, self.batch_size = metric.to(placed(device)), batch_size
+        self.scale = ((size, size), FILTERS[resize]) if resize in FILTERS else None
+        self.settings = {
+            "tool": f"torchmetrics {metadata.version('torchmetrics')}",
+            "features": f"torch-fidelity Inception, {features}" if inception else type(features).__name__,
+            "resize": resize,
+            "size": size if resize else None,
+        }
+        self.reference = _update(self.metric, reference, "reference", batch_size, self.scale)
+
+    def __call__(self, images: np.ndarray | Iterable[np.ndarray]) -> dict:
+        """Measure one set of images; see the class."""
+        self.metric.reset()  # forgets the images of the call before, and keeps the reference
+        n = _update(self.metric, images, "images", self.batch_size, self.scale)
+        return {"value": float(self.metric.compute()), "images": n, "reference": self.reference, **self.settings}
+
+
+def fid(images: np.ndarray | Iterable[np.ndarray], reference: np.ndarray | Iterable[np.ndarray], **settings) -> dict:
+    """Fréchet distance between two sets of images. Settings, the dict returned and the errors are those of `FID`."""
+    return FID(reference, **settings)(images)
+
+
+def kid(images: np.ndarray, reference: np.ndarray, features: nn.Module, batch_size: int = 256) -> float:
+    """Kernel distance (squared MMD, cubic kernel) of two sets of images; unbiased, so that equal sets give about 0.
+
+    images, reference: uint8 (n, h, w, 3), not scaled. features: a module as in `FID`, on the CPU.
+    Computed once over the whole sets instead of over random subsets. Of the larger set only as many images are used as
+    the smaller one holds; they are drawn with a fixed seed.
+    Raises ValueError if a set has another form or fewer than two images. Source: torchmetrics.
+    """
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.filterwarnings("ignore", message=".*save all extracted features.*")
+        torch.manual_seed(0)
+        smaller = max(1, min(len(images), len(reference)))
+        metric = KernelInceptionDistance(feature=features, subsets=1, subset_size=smaller)
+        for name, batches in (("reference", reference), ("images", images)):
+            _update(metric, batches, name, batch_size)
+        return float(metric.compute()[0])
+
+
+def drift(images: np.ndarray, originals: np.ndarray) -> float:
+    """Mean absolute difference of images from the original model's of the same prompts and seeds, 0 to 1.
+
+    images, originals: uint8 (n, h, w, 3). Pixel values are scaled to 0..1.
+    Raises ValueError if either has another form or is empty, or if their shapes differ.
+    """
+    for name, given in (("images", images), ("originals", originals)):
+        form.check(given, name)
+        if not len(given):
+            raise ValueError(f"{name} is empty")
+    if images.shape != originals.shape:
+        raise ValueError(f"images and originals must be of one shape, not {images.shape} and {originals.shape}")
+    pairs = zip(images, originals, strict=True)
+    return float(sum(np.abs((a.astype(np.float64) - b) / 255).mean() / len(images) for a, b in pairs))
 
 
 def reference_batches(
     paths: Iterable[str | Path], size: int, batch_size: int = 64, *, fit: str = "crop"
 ) -> Iterator[np.ndarray]:
-    """Image files, photographs of any size, as uint8 RGB batches (at most batch_size, size, size, 3), in their order.
+    """Read image files of any size as uint8 RGB batches (at most batch_size, size, size, 3), in the order of `paths`.
 
-    fit: "crop" scales the shorter side to `size` and cuts the centre out; "squash" scales both sides. With Pillow's
-    smoothed bicubic filter. FID's own scaling to 299 px comes after: give `size` the size of the generated images, so
-    that both sets are treated alike, or 299.
-    Raises ValueError for bad settings and FileNotFoundError for a missing file, before any is read.
+    size: side in pixels. FID scales to 299 px after this, so give the size of the generated images, or 299: then both
+        sets are treated alike.
+    fit: "crop" scales the shorter side to `size` and cuts out the centre. "squash" scales both sides. Both use
+        Pillow's bicubic filter, which smooths.
+    Raises ValueError for a bad setting and FileNotFoundError for a missing file, before any file is read.
     """
     paths = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     if not paths or size < 1 or batch_size < 1:
@@ -201,6 +256,21 @@ def reference_batches(
     if missing:
         raise FileNotFoundError(f"paths: there is no file {missing[0]} ({len(missing)} of {len(paths)} are missing)")
     return map(np.stack, _batches((_read(path, size, fit) for path in paths), batch_size))
+
+
+@torch.no_grad()
+def _update(metric, images, name: str, batch_size: int, scale: tuple | None = None) -> int:
+    """Give a metric of torchmetrics all images, on its device, and return how many there were."""
+    n = 0
+    for batch in _batches(_stream(images, name), batch_size):
+        if scale is not None:
+            batch = [_scaled(image, *scale) for image in batch]
+        pixels = torch.as_tensor(np.stack(batch)).permute(0, 3, 1, 2).to(metric.device)
+        metric.update(pixels, real=name == "reference")
+        n += len(batch)
+    if n < 2:
+        raise ValueError(f"{name} must hold two images or more, not {n}")
+    return n
 
 
 def _read(path: Path, size: int, fit: str) -> np.ndarray:
@@ -216,7 +286,7 @@ def _scaled(image: np.ndarray, size: tuple[int, int], filter: Image.Resampling) 
 
 
 def _stream(images: np.ndarray | Iterable[np.ndarray], name: str) -> Iterator[np.ndarray]:
-    """The single images (h, w, 3) of an array or of batches; raises ValueError for another form."""
+    """The single images (h, w, 3) of an array or of batches. Raises ValueError for another form."""
     for batch in [images] if isinstance(images, np.ndarray) else images:
         form.check(batch, name)
         yield from batch

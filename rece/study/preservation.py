@@ -6,7 +6,7 @@ from diffusers import DiffusionPipeline
 
 from rece.emoji.world import World
 from rece.images import generate as draw
-from rece.judges import metrics, scores
+from rece.judges import scores
 from rece.prompts import match_images
 from rece.study import config, plan, statistics
 from rece.study.experiment import ORIGINAL, drawn_in_batches, images_folder
@@ -24,7 +24,7 @@ def measure(
     if "asked" in concept:
         return kept_sets(victims, concept, judge, generate, evaluate)
     others = plan.others(world, concept, evaluate["n"], evaluate["seed"])
-    rows, reference = [], None
+    rows, reference, fid = [], None, None
     for method, pipe in victims.items():
         images = draw(pipe, list(others.prompt), list(others.seed), **generate)
         reference = images if reference is None else reference
@@ -33,8 +33,9 @@ def measure(
         for kind, right in (("object", objects == others.object), ("style", styles == others["style"])):
             score = statistics.success_rate(right.to_numpy())
             row |= {f"{kind}_accuracy": score["rate"], f"{kind}_low": score["low"], f"{kind}_high": score["high"]}
-        row["drift"] = metrics.drift(images, reference).mean_abs
-        row |= {"judge_fid": metrics.fid(images, reference, judge), "judge_kid": metrics.kid(images, reference, judge)}
+        fid = fid or scores.FID(images, features=judge, resize=None, batch_size=256, device="cpu")
+        row |= {"drift": scores.drift(images, reference), "judge_fid": fid(images)["value"]}
+        row["judge_kid"] = scores.kid(images, reference, judge)
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -1,0 +1,56 @@
+"""Wilson intervals, success rates and rank correlations against hand calculation."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rece.study.statistics import rank_correlation, success_rate, wilson
+
+
+def test_wilson_by_hand():
+    # 8 of 10: centre (8 + z^2/2) / (10 + z^2), half width z sqrt(8 * 2 / 10 + z^2 / 4) / (10 + z^2), z = 1.959964
+    np.testing.assert_allclose(wilson(8, 10), (0.4901625, 0.9433178), atol=1e-7)
+    z = 1.959964
+    np.testing.assert_allclose(wilson(0, 20), (0, z**2 / (20 + z**2)), atol=1e-6)
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_properties(trial):
+    k, n = trial
+    low, high = wilson(k, n)
+    assert 0 <= low <= k / n <= high <= 1 and low < high
+    mirrored = wilson(n - k, n)
+    np.testing.assert_allclose((1 - high, 1 - low), mirrored, atol=1e-12)
+    if k:  # four times the data at the same rate: a narrower interval
+        narrow = wilson(4 * k, 4 * n)
+        assert narrow[1] - narrow[0] < high - low
+
+
+@pytest.mark.parametrize(
+    "k, n, name", [(0, 0, "n"), (1, -1, "n"), (3, 2, "successes"), (-1, 2, "successes"), (0.5, 2, "s")]
+)
+def test_wilson_bad_input(k, n, name):
+    with pytest.raises(ValueError, match=f"^{name}"):
+        wilson(k, n)
+
+
+def test_success_row():
+    row = success_rate([True, False, True, True], concept="dog", method="uce", attack="plain")
+    assert list(row) == ["concept", "method", "attack", "n", "successes", "rate", "low", "high"]
+    assert (row["n"], row["successes"], row["rate"]) == (4, 3, 0.75) and (row["low"], row["high"]) == wilson(3, 4)
+    for hits in ([], [0.5, 0.7], [[True]]):
+        with pytest.raises(ValueError, match="hits"):
+            success_rate(hits)
+
+
+def test_rank_correlation_is_of_ranks_and_its_interval_holds_it():
+    x = np.arange(20.0)
+    exact = rank_correlation(x, np.exp(x))
+    assert exact == pytest.approx({"rho": 1.0, "low": 1.0, "high": 1.0, "n": 20})
+    noisy = rank_correlation(x, -x + 8 * np.random.default_rng(0).normal(size=20))
+    assert -1 < noisy["low"] < noisy["rho"] < noisy["high"] < 0.2
+    assert noisy == rank_correlation(x, -x + 8 * np.random.default_rng(0).normal(size=20))
+    for y in ([1.0] * 20, np.arange(19.0), [np.nan, *np.arange(19.0)]):
+        with pytest.raises(ValueError, match="x and y must be"):
+            rank_correlation(x, y)
