@@ -36,7 +36,7 @@ from rece.emoji import world as worlds
 from rece.images import generate
 from rece.judges.classifier import Classifier
 from rece.prompts import read
-from rece.study import config, paper, plan, preservation, results, statistics
+from rece.study import certified, config, paper, plan, preservation, results, statistics
 from rece.study import experiment as running
 
 WORLD = worlds.load()
@@ -798,8 +798,8 @@ def test_eleven_concepts_are_erased_at_once(tmp_path, pipe):
     assert made["concepts"] == UNSAFE.split(", ") and made["target"] == [" "] * 11 == made["each"]["preserve"]
     assert (erasers["uce"].provenance["rounds_run"], made["rounds_run"], len(erasers["rece"].history)) == (0, 2, 3)
     assert torch.equal(erasers["rece"].history[0], erasers["uce"].map)
-    certified = running.certificates(pipe, erasers, WORLD, spec)
-    assert len(certified) == 11 * (1 + 1 + 3) and set(certified.concept) == set(made["concepts"])
+    found = certified.certificates(pipe, erasers, WORLD, spec)
+    assert len(found) == 11 * (1 + 1 + 3) and set(found.concept) == set(made["concepts"])
     (case,) = plan.named(WORLD, spec)
     assert case["words"] == spec.get("known", {}).get("words", spec["erase"])
 

@@ -13,7 +13,7 @@ from rece.attacks import Attempts
 from rece.emoji import world as worlds
 from rece.eraser import Eraser
 from rece.judges.embedded import Judge
-from rece.study import config, experiment, figures, plan, results, statistics
+from rece.study import certified, config, experiment, figures, frontier, plan, results, statistics
 
 WORLD = worlds.load()
 SPECS = config.params()["concept"]
@@ -154,7 +154,7 @@ def test_a_missing_model_folder_is_named():
 
 def test_a_missing_stage_output_names_the_stage(tmp_path, pipe):
     with pytest.raises(FileNotFoundError, match="run the erase stage"):
-        experiment.erasers(tmp_path)
+        results.read_erasers(tmp_path)
     attack, judge = {"n": 2, "seed": 0, "budget": "quick", "quick": {"plain": {}}}, Judge(["dog"], ["noto"])
     with pytest.raises(FileNotFoundError, match="run the attack stage"):
         experiment.draw_attempts({"original": pipe}, tmp_path, attack, WORLD, SPECS["dog"], judge, {}, EVALUATE)
@@ -285,7 +285,7 @@ def test_frontier_measures_every_eraser_of_the_grid():
         "grid": grid,
         "attacks": {"plain": {}, "closed_form": {}},
     }
-    table = experiment.frontier(pipe, judge, WORLD, SPECS["dog"], erase, sweep, GENERATE)
+    table = frontier.frontier(pipe, judge, WORLD, SPECS["dog"], erase, sweep, GENERATE)
     assert list(table.method) == ["uce", "uce", "rece", "rece", "anchored", "anchored"]
     assert list(table.lamb[:2]) == [0.5, 5.0] and list(table["auto"]) == [False, False, False, True, False, False]
     assert table.certified.iloc[-2] > table.certified.iloc[0] > 0 and (table.text_attack == "plain").all()
@@ -293,7 +293,7 @@ def test_frontier_measures_every_eraser_of_the_grid():
 
 def test_certificates_follow_the_rounds(pipe):
     erasers = {"uce": rece.erase(pipe, "dog", rounds=0), "rece": rece.erase(pipe, "dog", rounds=2)}
-    table = experiment.certificates(pipe, erasers, WORLD, {**SPECS["dog"], "target": " "})
+    table = certified.certificates(pipe, erasers, WORLD, {**SPECS["dog"], "target": " "})
     assert list(zip(table.method, table["round"], strict=True)) == [("original", 0), ("uce", 0)] + [
         ("rece", n) for n in range(3)
     ]
@@ -328,7 +328,7 @@ def test_figures_are_drawn(drawn, tmp_path, pipe):
         [
             figures.rates(success),
             figures.heatmap(success),
-            figures.grid(*experiment.by_method(drawn["shown"]), title="dog"),
+            figures.grid(*results.by_method(drawn["shown"]), title="dog"),
             figures.frontier(front),
             figures.certificate(points, found),
             figures.transfer(statistics.transfer(drawn["table"])),

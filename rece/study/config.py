@@ -11,7 +11,7 @@ import torch
 import yaml
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
-from rece import judges, loading
+from rece import loading
 
 KINDS = ("object", "style", "category", "joint")
 CONCEPT = {"kind", "erase", "target"}
@@ -133,11 +133,6 @@ def control(pipe: DiffusionPipeline, folder: str | Path) -> DiffusionPipeline:
     other = type(pipe)(**{**pipe.components, "unet": unet.to(pipe.device).eval()}, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
     return other
-
-
-def judge(settings: str | dict | None):
-    """The judge that a section of params.yaml names, its files relative to the checkout; see `judges.load`."""
-    return judges.load(settings, root())
 
 
 if __name__ == "__main__":

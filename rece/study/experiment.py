@@ -1,30 +1,25 @@
-"""What the stage notebooks call: victims, attempts, judgements, preservation, sweeps, and the files between stages."""
+"""Attacks and what they bring back: the models they are run against, their attempts, and the images judged."""
 
 import copy
 import re
-import warnings
 from collections.abc import Iterator
-from functools import partial
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from diffusers import DiffusionPipeline
 
-from rece import attacks, families, methods
+from rece import attacks, families
 from rece.attacks import Attempts
-from rece.certificate import Certificate, certify
 from rece.emoji.world import World
 from rece.eraser import Eraser
 from rece.images import draw as draw_folder
 from rece.images import generate as draw
 from rece.images import read
-from rece.study import config, plan, statistics
+from rece.study import config, plan, results
 from rece.study.parallel import cells
+from rece.study.plan import ANY, CONTROL, ORIGINAL
 
-ORIGINAL, CONTROL, ANY = "original", "control", "any"
 DRAWN = ["method", "attack", "access", "kind", "source", "own_prompts", "case", "prompt", "asked", "seed", "label"]
 DRAWN += ["probability", "top1", "hit"]
 
@@ -36,15 +31,6 @@ def victim(pipe: DiffusionPipeline, eraser: Eraser) -> DiffusionPipeline:
     return eraser.apply(edited)
 
 
-def erasers(folder: str | Path) -> dict[str, Eraser]:
-    """The erase stage's erasers by method; raises FileNotFoundError naming the stage if there are none."""
-    folder = config.root() / folder
-    found = {path.stem: Eraser.load(path) for path in sorted(folder.glob("*.safetensors"))}
-    if not found:
-        raise FileNotFoundError(f"erasers: no eraser in {folder}; run the erase stage first (`dvc repro erase`)")
-    return found
-
-
 def victims(
     pipe: DiffusionPipeline, folder: str | Path, control: str | Path | None = None
 ) -> dict[str, DiffusionPipeline]:
@@ -52,7 +38,9 @@ def victims(
 
     control: a folder with a UNet that never saw the concept, to stand in the original's place.
     """
-    found = {ORIGINAL: pipe} | {method: victim(pipe, eraser) for method, eraser in erasers(folder).items()}
+    found = {ORIGINAL: pipe} | {
+        method: victim(pipe, eraser) for method, eraser in results.read_erasers(folder).items()
+    }
     if control is not None:
         found[CONTROL] = config.control(pipe, control)
     return found
@@ -261,101 +249,3 @@ def images_folder(evaluate: dict, concept: dict, method: str, what: str) -> Path
     erased = re.sub(r"\W+", "-", "-".join(concept["erase"]))[:60]
     shared = method == ORIGINAL and what == "kept-coco"
     return Path(evaluate["images"], *([] if shared else [erased]), method, what)
-
-
-def frontier(
-    pipe: DiffusionPipeline, judge, world: World, concept: dict, erase: dict, sweep: dict, generate: dict
-) -> pd.DataFrame:
-    """Erasure against preservation, one row per eraser, as each method's numbers vary over sweep["grid"].
-
-    grid: for each method, one or more grids, each a list of values for any of its numbers; `rounds` may hold "auto".
-    Columns: method; lamb, preserve_scale, rounds (of UCE its own lambda and scale, and 0), auto (whether the
-    certificate chose the rounds); text (success rate of the strongest attack by prompts in sweep["attacks"]) with
-    text_low, text_high and text_attack; embedding (of the strongest by embeddings) with embedding_low, embedding_high;
-    kept (object accuracy on prompts of other concepts; of a style eraser style accuracy) with kept_low, kept_high;
-    certified (the certificate's least relative distance). sweep["attacks"] must hold one of each kind.
-    """
-    cases = plan.cases(world, concept, sweep["n"], sweep["seed"])
-    others = plan.others(world, concept, sweep["preserve_n"], sweep["seed"])
-    rows, made = [], {}
-    for method, grid in ((method, grid) for method, grids in sweep["grid"].items() for grid in grids):
-        for values in product(*grid.values()):
-            varied = plan.nested(dict(zip(grid, values, strict=True)))
-            numbers = plan.merged(plan.numbers(concept, method, erase[method]), varied)
-            eraser = methods.run(method, pipe, concept["erase"], **numbers)
-            n = eraser.provenance["rounds_run"]
-            used = eraser.provenance["each" if n else "start"]
-            row = {"method": method, "lamb": used["lamb"], "preserve_scale": used["preserve_scale"]}
-            rows.append(row | {"rounds": n, "auto": numbers.get("rounds") == "auto"})
-            key = eraser.map.numpy().tobytes()  # "auto" may choose rounds that are on the grid
-            made[key] = eraser
-            rows[-1]["key"] = key
-    measure = partial(_measure, pipe, judge, world, concept, cases, others, sweep, generate)
-    measured = dict(zip(made, cells(measure, made.values(), "sweep"), strict=True))
-    return pd.DataFrame([row | measured[row.pop("key")] for row in rows])
-
-
-def _measure(pipe, judge, world, concept, cases, others, sweep, generate, eraser) -> dict:
-    """A row of `frontier` for one eraser."""
-    edited = victim(pipe, eraser)
-    found = {"text": [], "embedding": []}
-    for name, budget in sweep["attacks"].items():
-        some = cases.head(budget.get("n", len(cases)))
-        attempts = attempt(name, edited, pipe, some, world, concept, budget)
-        answers = judge.answers(images_of(edited, attempts, generate), some)
-        hits = plan.hits(judge, answers, sweep["threshold"])
-        found["text" if attempts.embeds is None else "embedding"].append(statistics.success_rate(hits, attack=name))
-    objects, styles = judge.labels(draw(edited, list(others.prompt), list(others.seed), **generate))
-    right = styles == others["style"] if concept["kind"] == "style" else objects == others.object
-    text, kept = max(found["text"], key=lambda row: row["rate"]), statistics.success_rate(right.to_numpy())
-    row = {"text": text["rate"], "text_low": text["low"], "text_high": text["high"], "text_attack": text["attack"]}
-    worst = max(found["embedding"], key=lambda row: row["rate"])
-    row |= {"embedding": worst["rate"], "embedding_low": worst["low"], "embedding_high": worst["high"]}
-    row |= {"kept": kept["rate"], "kept_low": kept["low"], "kept_high": kept["high"]}
-    certificate = certify(pipe, eraser, concept["erase"], target=concept["target"])
-    return row | {"certified": certificate.relative}
-
-
-def certificates(pipe: DiffusionPipeline, erasers: dict[str, Eraser], world: World, concept: dict) -> pd.DataFrame:
-    """What can be proven of each method after each of its rounds, one row per erased text.
-
-    Columns: method, round, the columns of the last word token in `Certificate.table`, and end_distance and end_target
-    of the end token. Compared with all other concepts of its kind and with all its synonyms.
-    """
-    known = {"target": concept["target"], "others": plan.innocents(world, concept)}
-    known["synonyms"] = plan.synonyms(world, concept)
-    try:
-        plain = certify(pipe, None, concept["erase"], **known)
-    except TypeError as error:
-        warnings.warn(f"no certificate: {error}", stacklevel=2)
-        return pd.DataFrame(columns=["method", "round", "concept", "distance", "edited", "target"])
-    parts = [_by_text(plain, ORIGINAL, 0)]
-    for method, eraser in erasers.items():
-        for step, map in enumerate(eraser.history):
-            found = certify(pipe, Eraser(map), concept["erase"], target=concept["target"])
-            found.table[["other", "synonym", "nearest"]] = plain.table[["other", "synonym", "nearest"]]
-            parts.append(_by_text(found, method, step))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _by_text(certificate: Certificate, method: str, step: int) -> pd.DataFrame:
-    words = certificate.table[certificate.table["last"]].reset_index(drop=True)
-    ends = certificate.table[certificate.table.kind == "end"].reset_index(drop=True)
-    words = words.drop(columns=["kind", "last", "position"]).assign(end_distance=ends.distance, end_target=ends.target)
-    words.insert(0, "method", method)
-    words.insert(1, "round", step)
-    return words
-
-
-def change(eraser: Eraser) -> np.ndarray:
-    """Descending singular values of the eraser's map − I, (d,)."""
-    return torch.linalg.svdvals(eraser.map - torch.eye(len(eraser.map), dtype=eraser.map.dtype)).numpy()
-
-
-def by_method(shown: dict) -> tuple[dict, dict]:
-    """Split {(method, attack): (images, hits)} into images[method][attack] and hits[method][attack]."""
-    images, hits = {}, {}
-    for (method, attack), (some, right) in shown.items():
-        images.setdefault(method, {})[attack] = some
-        hits.setdefault(method, {})[attack] = right
-    return images, hits

@@ -186,7 +186,7 @@ def frontier(table: pd.DataFrame) -> Figure:
     """Erasure against preservation, a point per eraser: columns are concepts, colours methods, rows kinds of attack.
 
     table: columns concept, method, and with their _low and _high: text and embedding (success of the strongest attack
-    by prompts, and by embeddings) and kept (see `experiment.frontier`). A line joins the erasers of a method that no
+    by prompts, and by embeddings) and kept (see `frontier.frontier`). A line joins the erasers of a method that no
     other of its own beats in both; intervals are drawn for those.
     """
     concepts = list(dict.fromkeys(table.concept))

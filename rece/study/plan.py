@@ -12,6 +12,8 @@ from rece.emoji import world as worlds
 from rece.emoji.world import World
 from rece.study.config import root
 
+ORIGINAL, CONTROL, ANY = "original", "control", "any"  # what results call models beside the methods
+
 
 def numbers(concept: dict, method: str, settings: dict) -> dict:
     """What a method gets for a concept: the target, the method's settings, and the concept's own over them.

@@ -10,6 +10,7 @@ from rece.judges import scores
 from rece.prompts import match_images
 from rece.study import config, plan, statistics
 from rece.study.experiment import ORIGINAL, drawn_in_batches, images_folder
+from rece.study.parallel import cells
 
 
 def measure(
@@ -25,8 +26,11 @@ def measure(
         return kept_sets(victims, concept, judge, generate, evaluate)
     others = plan.others(world, concept, evaluate["n"], evaluate["seed"])
     rows, reference, fid = [], None, None
-    for method, pipe in victims.items():
-        images = draw(pipe, list(others.prompt), list(others.seed), **generate)
+    size = 20  # prompts of a cell
+    jobs = [(method, others[start : start + size]) for method in victims for start in range(0, len(others), size)]
+    drawn = cells(lambda job: draw(victims[job[0]], list(job[1].prompt), list(job[1].seed), **generate), jobs, "draw")
+    for method in victims:
+        images = np.concatenate([part for (of, _), part in zip(jobs, drawn, strict=True) if of == method])
         reference = images if reference is None else reference
         objects, styles = judge.labels(images)
         row = {"method": method, "n": len(others)}

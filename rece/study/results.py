@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from rece.eraser import Eraser
 from rece.study import config
 
 
@@ -86,26 +87,38 @@ def gather_prompts(results: str | Path, concepts: list[str], path: Path) -> None
     Path(path).write_text("".join(part.read_text(encoding="utf-8") for part in parts), encoding="utf-8")
 
 
-def write_metrics(
-    path: str | Path, success: pd.DataFrame, kept: pd.DataFrame, union: pd.DataFrame, correlations: dict
-) -> None:
-    """The tables' rates as nested JSON for `dvc metrics`: concept → method → number, and the rank correlations."""
-    tree = {}
-    for row in success.itertuples():
-        tree.setdefault(row.concept, {}).setdefault(row.method, {})[f"success_{row.attack}"] = round(row.rate, 4)
-    for row in union.itertuples():
-        tree[row.concept][row.method][f"union_{row.scope}"] = round(row.rate, 4)
-    for row in kept.itertuples():
-        numbers = {
-            "object_accuracy": row.object_accuracy,
-            "style_accuracy": row.style_accuracy,
-            "drift": row.drift,
-            "judge_kid": row.judge_kid,
-        }
-        tree[row.concept][row.method] |= {key: round(value, 4) for key, value in numbers.items()}
-    tree["certificate"] = {
-        f"spearman_{name}_{scope}": round(found[scope]["rho"], 4)
-        for name, found in correlations.items()
-        for scope in ("pooled", "within")
+def write_metrics(path: str | Path, success: pd.DataFrame, kept: pd.DataFrame, union: pd.DataFrame) -> None:
+    """The handful of numbers that matter, as JSON for `dvc metrics`: by method, the mean over the concepts.
+
+    plain, embedding: success of plain prompts and of the closed-form embedding. any_prompt: of all prompts together.
+    kept: accuracy on other concepts, of a style on other styles. The tables hold every number by concept.
+    """
+    style = kept.kind_of_concept == "style"
+    right = kept.style_accuracy.where(style, kept.object_accuracy)
+    parts = {
+        "plain": success[success.attack == "plain"].groupby("method").rate.mean(),
+        "any_prompt": union[union.scope == "text"].groupby("method").rate.mean(),
+        "embedding": success[success.attack == "closed_form"].groupby("method").rate.mean(),
+        "kept": right.groupby(kept.method).mean(),
     }
+    numbers = pd.DataFrame(parts).drop(index="control", errors="ignore").round(4)
+    tree = {method: row.dropna().to_dict() for method, row in numbers.iterrows()}
     (config.root() / path).write_text(json.dumps(tree, indent=1) + "\n")
+
+
+def read_erasers(folder: str | Path) -> dict[str, Eraser]:
+    """The erase stage's erasers by method; raises FileNotFoundError naming the stage if there are none."""
+    folder = config.root() / folder
+    found = {path.stem: Eraser.load(path) for path in sorted(folder.glob("*.safetensors"))}
+    if not found:
+        raise FileNotFoundError(f"erasers: no eraser in {folder}; run the erase stage first (`dvc repro erase`)")
+    return found
+
+
+def by_method(shown: dict) -> tuple[dict, dict]:
+    """Split {(method, attack): (images, hits)} into images[method][attack] and hits[method][attack]."""
+    images, hits = {}, {}
+    for (method, attack), (some, right) in shown.items():
+        images.setdefault(method, {})[attack] = some
+        hits.setdefault(method, {})[attack] = right
+    return images, hits
