@@ -10,7 +10,8 @@ import tiny
 import torch
 
 from rece import Eraser, attacks, erase, layers
-from rece.attacks import Attempts, _denoise, _tokens, reword, unlearndiff
+from rece.attacks import Attempts, _denoise, _tokens, unlearndiff
+from rece.attacks._words import reword
 from rece.images import generate
 
 DOG = {"name": "dog", "words": ["dog", "hot dog", "hound"], "held_out": ["ape", "cur"], "pairs": [["a dog", "a"]]}

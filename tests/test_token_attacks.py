@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from rece import attacks
-from rece.attacks import _tokens, homoglyph, misspelling, mma, respell, ring_a_bell
+from rece.attacks import _tokens, homoglyph, misspelling, mma, ring_a_bell
+from rece.attacks._words import respell
 
 DOG = {"name": "dog", "words": ["dog", "hot dog"], "pairs": [["a dog", "a"], ["my dog", "my"]]}
 PROMPTS, SEEDS = ["a dog", "my dog", "dog b"], [7, 8, 9]

@@ -12,14 +12,11 @@ attack(victim, prompts, seeds, *, original, concept, **budget) -> Attempts
 
 import inspect
 import json
-import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from random import Random
 from types import ModuleType
 
 from diffusers import DiffusionPipeline
@@ -123,60 +120,3 @@ def _module(name: str) -> ModuleType:
     if name not in names():
         raise ValueError(f"there is no attack {name!r}: choose one of {', '.join(names())}")
     return import_module(f"{__name__}.{name}")
-
-
-def reword(prompts: list[str], seeds: list[int], concept: dict | list[dict], key: str) -> list[str]:
-    """Each prompt with its concept word replaced by one of concept[key], and "a" or "an" set right.
-
-    The word is drawn by prompt and seed alone, so order and sharding change nothing. If several concept words occur,
-    the longest counts. Raises ValueError if a prompt names no concept word, or if there is no other word to take.
-    """
-    texts = []
-    for prompt, seed in zip(prompts, seeds, strict=True):
-        member, word = _named(prompt, concept)
-        others = [other for other in member.get(key, []) if other != word]
-        if not others:
-            raise ValueError(f"concept {member['name']!r} has no {key!r} beside {word!r}: leave this attack out")
-        other = Random(f"{prompt}/{seed}").choice(others)
-        n = "n" if other[0].lower() in "aeiou" else ""
-        pattern = rf"(?<!\w)(([Aa])n? )?{re.escape(word)}(?!\w)"
-        texts.append(re.sub(pattern, lambda m, n=n, other=other: f"{m[2]}{n} {other}" if m[1] else other, prompt))
-    return texts
-
-
-def respell(
-    prompts: list[str], seeds: list[int], concept: dict | list[dict], edits: Callable[[str], list[list[str]]]
-) -> list[str]:
-    """Each prompt with its concept word spelt otherwise wherever it stands; all else, an article too, stays.
-
-    edits: of a word, the spellings to choose from, one list per kind of edit. The kind, then the spelling, is drawn by
-    prompt and seed alone, among the spellings that name no word of any concept, in whatever case. If several concept
-    words occur, the longest counts. Raises ValueError if a prompt names no concept word, or if no spelling is left.
-    """
-    members = [concept] if isinstance(concept, dict) else concept
-    pattern = re.compile("|".join(_whole(word) for member in members for word in member["words"]), re.IGNORECASE)
-    texts = []
-    for prompt, seed in zip(prompts, seeds, strict=True):
-        member, word = _named(prompt, concept)
-        kinds = [[other for other in kind if not pattern.search(other)] for kind in edits(word)]
-        kinds = [kind for kind in kinds if kind]
-        if not kinds:
-            raise ValueError(f"concept {member['name']!r}: {word!r} has no other spelling here: leave this attack out")
-        random = Random(f"{prompt}/{seed}")
-        other = random.choice(random.choice(kinds))
-        texts.append(re.sub(_whole(word), lambda m, other=other: other, prompt))
-    return texts
-
-
-def _whole(word: str) -> str:
-    return rf"(?<!\w){re.escape(word)}(?!\w)"
-
-
-def _named(prompt: str, concept: dict | list[dict]) -> tuple[dict, str]:
-    members = [concept] if isinstance(concept, dict) else concept
-    found = [
-        (len(word), member, word) for member in members for word in member["words"] if re.search(_whole(word), prompt)
-    ]
-    if not found:
-        raise ValueError(f"prompt {prompt!r} names no word of {', '.join(member['name'] for member in members)}")
-    return max(found, key=lambda item: item[0])[1:]

@@ -1,6 +1,7 @@
 """Homoglyphs: one letter of the concept word replaced by its look-alike from another alphabet (ours)."""
 
-from rece.attacks import Attempts, respell
+from rece.attacks import Attempts
+from rece.attacks._words import respell
 
 ACCESS = "none"
 

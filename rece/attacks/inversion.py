@@ -10,7 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rece import layers
-from rece.attacks import Attempts, _denoise, _named, _whole
+from rece.attacks import Attempts, _denoise
+from rece.attacks._words import named, whole
 
 ACCESS = "white"
 
@@ -68,10 +69,10 @@ def attack(
     if space not in ("word", "rows"):
         raise ValueError(f"space must be 'word' or 'rows', not {space!r}")
     device = victim.device
-    named = [_named(prompt, concept) for prompt in prompts]
-    owners = [member["name"] for member, _ in named]
+    naming = [named(prompt, concept) for prompt in prompts]
+    owners = [member["name"] for member, _ in naming]
     names = sorted(set(owners))
-    cases = [(prompt, word) for prompt, (_, word) in zip(prompts, named, strict=True)]
+    cases = [(prompt, word) for prompt, (_, word) in zip(prompts, naming, strict=True)]
     lessons, lesson_seeds = [], []
     for name in names:
         random = Random(f"{draw}/{name}")
@@ -90,7 +91,7 @@ def attack(
     def reader(some) -> Callable[[list[int], Tensor], Tensor]:
         """What turns what is learnt, one per row, into embeds."""
         if space == "rows":
-            base = layers.encode(original, [re.sub(_whole(word), "", prompt, count=1) for prompt, word in some])
+            base = layers.encode(original, [re.sub(whole(word), "", prompt, count=1) for prompt, word in some])
             base = base.to(device, torch.float32)
             return lambda rows, learnt: base[rows] + learnt
         ids, slots = (part.to(device) for part in some)
@@ -136,7 +137,7 @@ def _place(tokenizer, cases: list[tuple[str, str]], tokens: int) -> tuple[Tensor
     """The ids of (prompt, word) with `tokens` end tokens in place of the word, padded, and where these are."""
     positions, filled, slots = tokenizer.model_max_length, [], []
     for prompt, word in cases:
-        before, after = tokenizer(re.split(_whole(word), prompt, maxsplit=1)).input_ids
+        before, after = tokenizer(re.split(whole(word), prompt, maxsplit=1)).input_ids
         ids = [*before[:-1], *[tokenizer.eos_token_id] * tokens, *after[1:]]
         if len(ids) > positions:
             raise ValueError(

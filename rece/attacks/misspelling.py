@@ -2,7 +2,8 @@
 
 import re
 
-from rece.attacks import Attempts, respell
+from rece.attacks import Attempts
+from rece.attacks._words import respell
 
 ACCESS = "none"
 

@@ -1,6 +1,7 @@
 """Paraphrases: words for the concept that no training caption held (ours)."""
 
-from rece.attacks import Attempts, reword
+from rece.attacks import Attempts
+from rece.attacks._words import reword
 
 ACCESS = "none"
 

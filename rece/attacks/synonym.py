@@ -1,6 +1,7 @@
 """Synonyms: the other words by which captions call the concept (ours)."""
 
-from rece.attacks import Attempts, reword
+from rece.attacks import Attempts
+from rece.attacks._words import reword
 
 ACCESS = "none"
 
