@@ -1,7 +1,7 @@
 """Attacks do what their equations say; what they return is what was attacked."""
 
 from contextlib import nullcontext
-from importlib import import_module
+from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +10,8 @@ import tiny
 import torch
 
 from rece import Eraser, attacks, erase, layers, texts
-from rece.attacks import Attempts, _denoise, _tokens, reword, unlearndiff
+from rece.attacks import Attempts, _denoise, _tokens, unlearndiff
+from rece.attacks._words import reword
 from rece.images import generate
 
 DOG = {"name": "dog", "words": ["dog", "hot dog", "hound"], "held_out": ["ape", "cur"], "pairs": [["a dog", "a"]]}
@@ -30,10 +31,56 @@ def run(name, victim, original, prompts=PROMPTS, seeds=SEEDS, concept=DOG, **bud
 # The common part
 
 
-def test_every_attack_declares_its_access():
+def test_every_attack_declares_its_access_and_what_it_reads_of_the_victim():
     assert {"plain", "synonym", "paraphrase", "concept_vector", "closed_form", "unlearndiff"} <= set(attacks.names())
     for name in attacks.names():
-        assert import_module(f"rece.attacks.{name}").ACCESS in ("none", "black", "grey", "white")
+        access, needs = attacks.access(name), attacks.needs(name)
+        assert access in ("none", "black", "grey", "white")
+        assert isinstance(needs, tuple) and set(needs) <= {"images", "text encoder", "weights", "map"}
+        assert bool(needs) is (access not in ("none", "grey"))
+    with pytest.raises(ValueError, match="choose one of"):
+        attacks.needs("_denoise")
+
+
+def test_attacks_that_need_nothing_of_the_victim_do_not_look_at_it(pipe):
+    budgets = {"ring_a_bell": {"length": 2, "generations": 1}, "mma": {"length": 2, "steps": 1, "batch": 2}}
+    for name in attacks.names():
+        if not attacks.needs(name):
+            assert len(run(name, None, pipe, **budgets.get(name, {}))) == 3
+
+
+GRADIENT = ("inversion", "p4d_k", "p4d_n", "unlearndiff")
+
+
+def test_which_attacks_apply_to_which_victims(victim, pipe, xl):
+    for name in attacks.names():
+        assert attacks.applies(name, victim) == ""
+        assert bool(attacks.applies(name, pipe)) is (name == "reachable")
+        assert ("two text encoders" in attacks.applies(name, xl)) is (name in (*GRADIENT, "mma", "ring_a_bell"))
+        assert ("must have a UNet" in attacks.applies(name, tiny.pixart())) is (name in GRADIENT)
+    assert "must carry an eraser" in attacks.applies("reachable", pipe)
+    victim.scheduler.register_to_config(prediction_type="sample")
+    for name in attacks.names():
+        assert ("prediction_type 'sample'" in attacks.applies(name, victim)) is (name in GRADIENT)
+    with pytest.raises(ValueError, match="victim must carry an eraser"):
+        run("reachable", pipe, pipe)
+
+
+def test_budget_items_are_the_keywords_of_an_attack_and_of_its_settings():
+    shared = [one.name for one in fields(_denoise.Settings)]
+    assert attacks.budget_items("plain") == [] and attacks.budget_items("closed_form") == ["lamb"]
+    assert attacks.budget_items("unlearndiff") == ["tokens", "times", *shared]
+    assert attacks.budget_items("p4d_k") == ["every", *shared]
+    assert attacks.budget_items("inversion") == ["space", "tokens", "images_per", *shared]
+    assert {"updates", "lr", "check_every", "bf16", "repeat"} <= set(shared)
+
+
+@pytest.mark.parametrize("check_every, candidates", [(None, 1), (4, 2), (5, 1), (2, 3)])
+def test_candidates_come_after_every_so_many_updates_and_at_the_end(victim, pipe, check_every, candidates):
+    quick = {"updates": 5, "check_every": check_every, "steps": 1, "score_times": 1, "progress": False}
+    assert {len(x) for x in run("p4d_n", victim, pipe, tokens=2, **quick).losses} == {candidates}
+    learnt = run("inversion", victim, pipe, images_per=1, **quick)
+    assert {len(x) for x in learnt.losses} == {candidates + 1}
 
 
 def test_plain_is_labelled_and_timed(victim, pipe):
@@ -49,7 +96,7 @@ def test_unknown_attack(victim, pipe, name):
 
 
 def test_unknown_budget_item(victim, pipe):
-    with pytest.raises(TypeError, match="'unlearndiff' has no budget item 'tokenz': tokens, updates"):
+    with pytest.raises(TypeError, match="'unlearndiff' has no budget item 'tokenz': tokens, times, updates, lr"):
         run("unlearndiff", victim, pipe, tokenz=3)
     with pytest.raises(TypeError, match="it takes none"):
         run("plain", victim, pipe, eta=3)
@@ -201,7 +248,7 @@ def test_closed_form_undoes_an_invertible_map(pipe):
 
 
 def test_closed_form_refuses(victim, pipe):
-    with pytest.raises(ValueError, match="lamb must be 0 or more"):
+    with pytest.raises(ValueError, match="lamb must be a non-negative finite number"):
         run("closed_form", victim, pipe, lamb=-1.0)
     with pytest.raises(ValueError, match="one architecture"):
         run("closed_form", victim, tiny.sdxl())
@@ -274,7 +321,7 @@ def test_returned_prompts_have_the_stated_loss(victim, pipe, prediction):
         model.scheduler.register_to_config(prediction_type=prediction)
     telling(victim)
     images = generate(pipe, PROMPTS, SEEDS, steps=2, progress=False)
-    attempts = run("unlearndiff", victim, pipe, images=images, **QUICK)
+    attempts = run("unlearndiff", victim, pipe, **QUICK)
     assert attempts.access == "white" and attempts.evaluations == 6 + 3 * 2
     for image, seed, prompt, plain, losses in zip(
         images, SEEDS, attempts.prompts, PROMPTS, attempts.losses, strict=True
@@ -311,9 +358,9 @@ def test_the_loss_falls_to_the_word_that_solves_it(victim, pipe, word, monkeypat
         return SimpleNamespace(sample=missing[:, None, None, None].expand(x.shape))
 
     monkeypatch.setattr(victim.unet, "forward", forward)
-    images = np.zeros((3, 16, 16, 3), np.uint8)
+    monkeypatch.setattr(_denoise, "generate", lambda *_, **__: np.zeros((3, 16, 16, 3), np.uint8))
     budget = {**QUICK, "tokens": 1, "updates": 60, "check_every": 5, "lr": 0.05}
-    attempts = run("unlearndiff", victim, pipe, images=images, **budget)
+    attempts = run("unlearndiff", victim, pipe, **budget)
     assert attempts.prompts == [f"{word} {prompt}" for prompt in PROMPTS]
     for seed, losses in zip(SEEDS, attempts.losses, strict=True):  # nothing is left but the noise itself
         generator = torch.Generator().manual_seed(_denoise.mix(0, seed))
@@ -341,33 +388,17 @@ def test_same_seeds_same_tokens_and_prompts_do_not_touch_each_other(victim, pipe
         [run("unlearndiff", victim, pipe, [p], [s], **QUICK).prompts[0] for p, s in zip(PROMPTS, SEEDS, strict=True)],
     ):
         assert other == first.prompts
-    assert run("unlearndiff", victim, pipe, **QUICK, draw=1).prompts != first.prompts
-
-
-def test_success_stops_a_prompt_and_only_that(victim, pipe):
-    alone = run("unlearndiff", victim, pipe, **QUICK)
-    asked = []
-
-    def succeeded(prompts, seeds):
-        asked.append((prompts, seeds))
-        return [seed == 8 or len(asked) == 2 for seed in seeds]
-
-    attempts = run("unlearndiff", victim, pipe, **QUICK, succeeded=succeeded)
-    assert [seeds for _, seeds in asked] == [[7, 8, 9], [7, 9]]
-    assert attempts.prompts == [asked[1][0][0], asked[0][0][1], asked[1][0][1]]
-    assert [len(losses) for losses in attempts.losses] == [2, 1, 2] and attempts.evaluations == 4 + 2 * 2
-    never = run("unlearndiff", victim, pipe, **QUICK, succeeded=lambda prompts, seeds: [False] * len(prompts))
-    assert never.prompts == alone.prompts and never.losses == alone.losses
-    with pytest.raises(ValueError, match="succeeded must return 3"):
-        run("unlearndiff", victim, pipe, **QUICK, succeeded=lambda prompts, seeds: [True])
+    assert run("unlearndiff", victim, pipe, **QUICK, repeat=1).prompts != first.prompts
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_models_are_left_as_they_were(victim, pipe, fails):
+def test_models_are_left_as_they_were(victim, pipe, fails, monkeypatch):
+    if fails:
+        monkeypatch.setattr(_denoise.Candidates, "offer", None)
     victim.unet.conv_in.weight.requires_grad_(False)
     before = {name: (p.detach().clone(), p.requires_grad) for name, p in victim.unet.named_parameters()}
-    with pytest.raises(ValueError, match="succeeded") if fails else nullcontext():
-        run("unlearndiff", victim, pipe, **QUICK, succeeded=(lambda prompts, seeds: []) if fails else None)
+    with pytest.raises(TypeError) if fails else nullcontext():
+        run("unlearndiff", victim, pipe, **QUICK)
     for name, parameter in victim.unet.named_parameters():
         assert parameter.requires_grad == before[name][1] and parameter.grad is None
         torch.testing.assert_close(parameter.detach(), before[name][0], rtol=0, atol=0)
@@ -390,10 +421,12 @@ def test_bf16_runs(victim, pipe):
         (PROMPTS, {"tokens": 0}, "tokens must be"),
         (PROMPTS, {"updates": 1.5}, "updates must be"),
         (PROMPTS, {"check_every": 0}, "check_every must be"),
-        (PROMPTS, {"images": np.zeros((2, 16, 16, 3), np.uint8)}, "images must be"),
+        (PROMPTS, {"times": 0}, "times must be"),
+        (PROMPTS, {"repeat": -1}, "repeat must be a whole number, 0"),
     ],
 )
-def test_bad_budgets(victim, pipe, prompts, budget, message):
+def test_bad_budgets(victim, pipe, prompts, budget, message, monkeypatch):
+    monkeypatch.delattr(_denoise, "generate")  # nothing may be drawn
     with pytest.raises(ValueError, match=message):
         run("unlearndiff", victim, pipe, prompts, **{**QUICK, **budget})
 

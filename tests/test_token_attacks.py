@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from rece import attacks
-from rece.attacks import _tokens, homoglyph, misspelling, mma, respell, ring_a_bell
+from rece.attacks import _tokens, homoglyph, misspelling, mma, ring_a_bell
+from rece.attacks._words import respell
 
 DOG = {"name": "dog", "words": ["dog", "hot dog"], "pairs": [["a dog", "a"], ["my dog", "my"]]}
 PROMPTS, SEEDS = ["a dog", "my dog", "dog b"], [7, 8, 9]
@@ -68,7 +69,7 @@ def test_same_seeds_same_text_and_prompts_do_not_touch_each_other(pipe, name, bu
     assert reverse.prompts[::-1] == first.prompts and reverse.losses[::-1] == first.losses
     alone = [run(name, pipe, [p], [s], **budget) for p, s in zip(PROMPTS, SEEDS, strict=True)]
     assert [a.prompts[0] for a in alone] == first.prompts and [a.losses[0] for a in alone] == first.losses
-    assert run(name, pipe, **budget, draw=1).prompts != first.prompts
+    assert run(name, pipe, **budget, repeat=1).prompts != first.prompts
     other = run(name, pipe, PROMPTS, [1, 2, 3], **budget).prompts
     assert not set(other) & set(first.prompts)
 
@@ -103,12 +104,12 @@ def test_bf16_and_parameters_left_as_they_were(pipe, name, budget):
         ("ring_a_bell", {"batch_size": True}, "batch_size must be"),
         ("ring_a_bell", {"eta": float("nan")}, "eta must be a finite number"),
         ("ring_a_bell", {"concept": {"name": "dog", "words": ["dog"]}}, "pairs"),
-        ("ring_a_bell", {"draw": -1}, "draw must be a whole number, 0"),
+        ("ring_a_bell", {"repeat": -1}, "repeat must be a whole number, 0"),
         ("mma", {"length": "4"}, "length must be"),
         ("mma", {"steps": 0}, "steps must be"),
         ("mma", {"top_k": 0}, "top_k must be"),
         ("mma", {"batch": 3}, "batch must be at least length"),
-        ("mma", {"draw": 0.0}, "draw must be"),
+        ("mma", {"repeat": 0.0}, "repeat must be"),
     ],
 )
 def test_bad_budgets(pipe, name, budget, message, monkeypatch):

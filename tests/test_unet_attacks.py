@@ -1,6 +1,7 @@
 """The attacks through the UNet, beside UnlearnDiffAtk: P4D and concept inversion, and what all of them share."""
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -46,8 +47,8 @@ def predicts(kind, *pipes):
 
 def task(victim, n=3, teacher=None, **other):
     latents = torch.randn(n, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    passes = {"score_times": 2, "batch_size": 2, "bf16": False, "draw": 0} | other
-    return _denoise.Denoising(victim, latents, SEEDS[:n], teacher=teacher, **passes)
+    settings = replace(p4d_n.SETTINGS, **{"score_times": 2, "batch_size": 2} | other)
+    return _denoise.Denoising(victim, latents, SEEDS[:n], settings, teacher)
 
 
 # What they share
@@ -58,7 +59,7 @@ def test_noising_is_the_schedulers(victim, kind):
     predicts(kind, victim)
     denoising = task(victim)
     ts, noise = torch.tensor([3, 500, 999]), torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    noisy, _, wanted = denoising.pose([0, 1, 2], noise, ts)
+    noisy, _, wanted = denoising.noised([0, 1, 2], noise, ts)
     torch.testing.assert_close(noisy, victim.scheduler.add_noise(denoising.latents, noise, ts))
     a = victim.scheduler.alphas_cumprod[ts].view(3, 1, 1, 1)
     velocity = a.sqrt() * noise - (1 - a).sqrt() * denoising.latents
@@ -94,7 +95,7 @@ def test_the_score_is_the_mean_loss_at_the_fixed_points(victim):
         for t in (250, 750):
             noise = torch.stack([torch.randn(4, 8, 8, generator=generator) for generator in generators])
             literal = literal + denoising.losses([0, 1, 2], embeds, noise, t) / 2
-    found = denoising.score([0, 1, 2], lambda rows: embeds[rows])
+    found = denoising.score(lambda rows: embeds[rows])
     torch.testing.assert_close(torch.tensor(found), literal)
 
 
@@ -146,7 +147,7 @@ def test_one_update_is_a_literal_adamw_step_straight_through(victim, pipe, monke
             seen.setdefault("after", vectors.clone())
 
     monkeypatch.setattr(torch.optim, "AdamW", Spy)
-    run("p4d_n", victim, pipe, PROMPTS[:1], SEEDS[:1], images=images, updates=1, lr=0.2, weight_decay=0.3)
+    run("p4d_n", victim, pipe, PROMPTS[:1], SEEDS[:1], updates=1, lr=0.2, weight_decay=0.3)
     words, known = _tokens.whole_words(victim.tokenizer)
     embedding = victim.text_encoder.get_input_embeddings()
     generator = torch.Generator().manual_seed(_denoise.mix(0, SEEDS[0]))
@@ -175,7 +176,7 @@ def test_one_update_is_a_literal_adamw_step_straight_through(victim, pipe, monke
 def test_returned_prompts_have_the_stated_loss(victim, pipe, name, kind):
     predicts(kind, victim, pipe)
     images = generate(pipe, PROMPTS, SEEDS, steps=2, progress=False)
-    attempts = run(name, victim, pipe, images=images)
+    attempts = run(name, victim, pipe)
     assert attempts.access == "white" and attempts.evaluations == 4 + 2 * 2
     latents = _denoise.latents(pipe, images, 3)
     for row, (prompt, losses) in enumerate(zip(attempts.prompts, attempts.losses, strict=True)):
@@ -246,8 +247,8 @@ def test_p4d_finds_the_word_that_solves_it(victim, pipe, name, word, at, monkeyp
     monkeypatch.setattr(victim.unet, "forward", forward)
     monkeypatch.setattr(pipe.unet, "forward", lambda x, t, encoder_hidden_states: SimpleNamespace(sample=x * 0 + 1))
     prompts = ["a b c d", "a b c"]
-    images = np.zeros((2, 16, 16, 3), np.uint8)
-    budget = {"updates": 80, "check_every": 5, "images": images, "weight_decay": 0.0}
+    monkeypatch.setattr(_denoise, "generate", lambda *_, **__: np.zeros((2, 16, 16, 3), np.uint8))
+    budget = {"updates": 80, "check_every": 5, "weight_decay": 0.0}
     attempts = run(name, victim, pipe, prompts, [1, 2], **budget | {"lr": 0.5})
     for prompt, losses in zip(attempts.prompts, attempts.losses, strict=True):
         assert victim.tokenizer(prompt).input_ids[at] == ids[0, at]
@@ -265,20 +266,7 @@ def test_same_seeds_same_prompts_whatever_the_company(victim, pipe, name):
         [run(name, victim, pipe, [p], [s]).prompts[0] for p, s in zip(PROMPTS, SEEDS, strict=True)],
     ):
         assert other == first.prompts
-    assert run(name, victim, pipe, draw=1).prompts != first.prompts
-
-
-def test_success_stops_a_prompt_and_only_that(victim, pipe):
-    alone, asked = run("p4d_k", victim, pipe), []
-
-    def succeeded(prompts, seeds):
-        asked.append((prompts, seeds))
-        return [seed == 8 for seed in seeds]
-
-    attempts = run("p4d_k", victim, pipe, succeeded=succeeded)
-    assert [seeds for _, seeds in asked] == [[7, 8, 9], [7, 9]]
-    assert attempts.prompts == [alone.prompts[0], asked[0][0][1], alone.prompts[2]]
-    assert [len(losses) for losses in attempts.losses] == [2, 1, 2]
+    assert run(name, victim, pipe, repeat=1).prompts != first.prompts
 
 
 # Concept inversion
@@ -353,7 +341,7 @@ def test_members_are_learnt_apart_and_order_is_nothing(victim, pipe):
         run("inversion", victim, pipe, prompts, seeds, both, batch_size=4).embeds,
     ):
         torch.testing.assert_close(other, first.embeds, rtol=1e-3, atol=1e-3)
-    redrawn = run("inversion", victim, pipe, prompts, seeds, both, draw=1).embeds
+    redrawn = run("inversion", victim, pipe, prompts, seeds, both, repeat=1).embeds
     assert (redrawn - first.embeds).abs().max() > 0.01
 
 
@@ -406,7 +394,7 @@ LONG = "dog a b c d e f g h i j k l m n o p q"
     "name, prompts, budget, message",
     [
         ("p4d_n", PROMPTS, {"tokens": 23}, "'' has 0 tokens, and with 23 more .* 22"),
-        ("p4d_n", PROMPTS, {"images": np.zeros((2, 16, 16, 3), np.uint8)}, "images must be"),
+        ("p4d_n", PROMPTS, {"tokens": True}, "tokens must be"),
         ("p4d_k", [LONG, "a", "b"], {"every": 3}, "'dog a b .* has 20 tokens, and with 7 more .* 22 .* every"),
         ("p4d_k", PROMPTS, {"every": 0}, "every must be"),
         ("inversion", [LONG, "a dog", "dog"], {"tokens": 8}, "has 25 tokens with the 8 for 'dog'.* 22: .* tokens"),

@@ -1,25 +1,33 @@
-"""Attacks, one file each; a new file is a new attack. Each file has
+"""Attacks, one file each. A new file in this folder is a new attack, unless its name begins with an underscore.
 
-ACCESS: what the attacker needs of the erased model: "none"; "grey", its text encoder, which no eraser here changes, or
-to feed embeddings; "black", its images; "white", all weights. Attacks of the first two never look at the victim, so
-that one run serves all victims;
+Each file has
+
+ACCESS: what the attacker must hold. "none": nothing of the erased model. "grey": a text encoder that the erased model
+    shares with the original, or a way to feed embeddings to the erased model; these attacks read the original's text
+    encoder only. "black": images of the erased model. "white": all its weights.
+NEEDS: a tuple, what the attack itself reads of the victim: "images", "text encoder", "weights" and "map" (the map of
+    its eraser). It is empty if the attack never looks at the victim: then one run serves all victims.
 attack(victim, prompts, seeds, *, original, concept, **budget) -> Attempts
     victim: the pipeline with the edit applied. original: an untouched pipeline.
     prompts: n texts that name the concept. seeds: n numbers, the seeds of the images.
     concept: a dict with "name", "words" (what captions call it) and, for attacks that need them, "held_out" (other
     words for it) and "pairs" (texts with and without it); or a list of such dicts, for several concepts at once.
+    budget: what `budget_items` lists.
+and, where it needs them,
+
+applies(victim) -> str: "" if the attack can be run on the victim, else one sentence that says why not.
+SETTINGS: the defaults of further keywords, an instance of a dataclass. `attack` then takes its fields as keywords.
+
+Call attacks by `run`, which checks what all of them have in common.
 """
 
 import inspect
 import json
-import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from random import Random
 from types import ModuleType
 
 from diffusers import DiffusionPipeline
@@ -33,10 +41,11 @@ from rece import files
 class Attempts:
     """What an attack found: n prompts or n embeddings, to be drawn with n seeds.
 
-    prompts: texts, or None. embeds: (n, positions, d) floats on the CPU, or None; just one of the two is given.
-    losses: the history of each attempt's loss, as the attack defines it; empty lists where there is none.
+    prompts: n texts, or None. embeds: (n, positions, d) floats on the CPU, or None. Exactly one of the two is given.
+    losses: one list per attempt, its loss over time, as the attack defines it; empty lists if the attack has no loss.
     evaluations: forward passes of the victim's UNet per attempt (of the longest one, if they differ); a gradient
-    counts as one. seconds: of the whole attack. attack, access: which one, and its ACCESS.
+    counts as one. seconds: of the whole attack. attack, access: the attack's name and its ACCESS.
+    Raises ValueError if the lengths do not match.
     """
 
     prompts: list[str] | None
@@ -52,7 +61,7 @@ class Attempts:
         self.seeds = [int(seed) for seed in self.seeds]
         self.losses = self.losses or [[] for _ in self.seeds]
         if (self.prompts is None) == (self.embeds is None):
-            raise ValueError("attempts are either prompts or embeds, and not both")
+            raise ValueError("attempts need either prompts or embeds: give exactly one of them")
         n = len(self.prompts if self.embeds is None else self.embeds)
         if len(self.seeds) != n or len(self.losses) != n:
             raise ValueError(f"{n} attempts need {n} seeds and losses, not {len(self.seeds)} and {len(self.losses)}")
@@ -61,14 +70,18 @@ class Attempts:
         return len(self.seeds)
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file (embeds as a tensor, the rest as JSON in the metadata), whole or not at all."""
-        rest = {name: value for name, value in vars(self).items() if name != "embeds"}
+        """Write a safetensors file: embeds as a tensor, the rest but the seconds as JSON in the metadata.
+
+        Equal attempts give equal bytes. No part of a file is left behind if writing fails.
+        """
+        rest = {name: value for name, value in vars(self).items() if name not in ("embeds", "seconds")}
         tensors = {} if self.embeds is None else {"embeds": self.embeds.detach().cpu().contiguous()}
         files.write(tensors, path, {"format": "pt", "attempts": json.dumps(rest)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Attempts":
-        """Read a file written by `save`. Raises FileNotFoundError, or ValueError if it is not a whole such file."""
+        """Read a file written by `save`. Raises FileNotFoundError, or ValueError if the file is broken or another
+        kind of file."""
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no file of attempts at {path}")
@@ -81,13 +94,39 @@ class Attempts:
 
 
 def names() -> list[str]:
-    """The attacks there are, in alphabetical order."""
+    """The names of all attacks, in alphabetical order."""
     return sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def access(name: str) -> str:
     """The ACCESS of the named attack. Raises ValueError for an unknown name."""
     return _module(name).ACCESS
+
+
+def needs(name: str) -> tuple[str, ...]:
+    """The NEEDS of the named attack; empty if it never looks at the victim. Raises ValueError for an unknown name."""
+    return _module(name).NEEDS
+
+
+def applies(name: str, victim: DiffusionPipeline) -> str:
+    """An empty text if the named attack can be run on the victim, else one sentence that says why not.
+
+    Raises ValueError for an unknown name.
+    """
+    module = _module(name)
+    return module.applies(victim) if hasattr(module, "applies") else ""
+
+
+def budget_items(name: str) -> list[str]:
+    """The keywords that the named attack takes as its budget: its own, then those of its SETTINGS.
+
+    Raises ValueError for an unknown name.
+    """
+    module = _module(name)
+    own = [one.name for one in inspect.signature(module.attack).parameters.values() if one.kind is not one.VAR_KEYWORD]
+    shared = [one.name for one in fields(module.SETTINGS)] if hasattr(module, "SETTINGS") else []
+    common = ("victim", "prompts", "seeds", "original", "concept")
+    return [item for item in own + shared if item not in common]
 
 
 def run(
@@ -102,17 +141,19 @@ def run(
 ) -> Attempts:
     """Run the named attack and time it.
 
-    Raises ValueError for an unknown name, or if there is not one seed per prompt; TypeError for an unknown budget
-    item; and what the attack raises.
+    Raises ValueError for an unknown name, if there is not one seed per prompt, or if the attack does not apply to the
+    victim; TypeError for an unknown budget item; and what the attack raises.
     """
     module = _module(name)
     if isinstance(prompts, str) or not prompts or len(prompts) != len(seeds):
         raise ValueError("prompts and seeds must be lists of one length, one prompt or more")
-    common = {"victim", "prompts", "seeds", "original", "concept"}
-    known = [parameter for parameter in inspect.signature(module.attack).parameters if parameter not in common]
+    known = budget_items(name)
     for item in budget:
         if item not in known:
             raise TypeError(f"attack {name!r} has no budget item {item!r}: {', '.join(known) or 'it takes none'}")
+    reason = applies(name, victim)
+    if reason:
+        raise ValueError(reason)
     start = time.perf_counter()
     attempts = module.attack(victim, list(prompts), list(seeds), original=original, concept=concept, **budget)
     attempts.attack, attempts.access, attempts.seconds = name, module.ACCESS, time.perf_counter() - start
@@ -123,60 +164,3 @@ def _module(name: str) -> ModuleType:
     if name not in names():
         raise ValueError(f"there is no attack {name!r}: choose one of {', '.join(names())}")
     return import_module(f"{__name__}.{name}")
-
-
-def reword(prompts: list[str], seeds: list[int], concept: dict | list[dict], key: str) -> list[str]:
-    """Each prompt with its concept word replaced by one of concept[key], and "a" or "an" set right.
-
-    The word is drawn by prompt and seed alone, so order and sharding change nothing. If several concept words occur,
-    the longest counts. Raises ValueError if a prompt names no concept word, or if there is no other word to take.
-    """
-    texts = []
-    for prompt, seed in zip(prompts, seeds, strict=True):
-        member, word = _named(prompt, concept)
-        others = [other for other in member.get(key, []) if other != word]
-        if not others:
-            raise ValueError(f"concept {member['name']!r} has no {key!r} beside {word!r}: leave this attack out")
-        other = Random(f"{prompt}/{seed}").choice(others)
-        n = "n" if other[0].lower() in "aeiou" else ""
-        pattern = rf"(?<!\w)(([Aa])n? )?{re.escape(word)}(?!\w)"
-        texts.append(re.sub(pattern, lambda m, n=n, other=other: f"{m[2]}{n} {other}" if m[1] else other, prompt))
-    return texts
-
-
-def respell(
-    prompts: list[str], seeds: list[int], concept: dict | list[dict], edits: Callable[[str], list[list[str]]]
-) -> list[str]:
-    """Each prompt with its concept word spelt otherwise wherever it stands; all else, an article too, stays.
-
-    edits: of a word, the spellings to choose from, one list per kind of edit. The kind, then the spelling, is drawn by
-    prompt and seed alone, among the spellings that name no word of any concept, in whatever case. If several concept
-    words occur, the longest counts. Raises ValueError if a prompt names no concept word, or if no spelling is left.
-    """
-    members = [concept] if isinstance(concept, dict) else concept
-    pattern = re.compile("|".join(_whole(word) for member in members for word in member["words"]), re.IGNORECASE)
-    texts = []
-    for prompt, seed in zip(prompts, seeds, strict=True):
-        member, word = _named(prompt, concept)
-        kinds = [[other for other in kind if not pattern.search(other)] for kind in edits(word)]
-        kinds = [kind for kind in kinds if kind]
-        if not kinds:
-            raise ValueError(f"concept {member['name']!r}: {word!r} has no other spelling here: leave this attack out")
-        random = Random(f"{prompt}/{seed}")
-        other = random.choice(random.choice(kinds))
-        texts.append(re.sub(_whole(word), lambda m, other=other: other, prompt))
-    return texts
-
-
-def _whole(word: str) -> str:
-    return rf"(?<!\w){re.escape(word)}(?!\w)"
-
-
-def _named(prompt: str, concept: dict | list[dict]) -> tuple[dict, str]:
-    members = [concept] if isinstance(concept, dict) else concept
-    found = [
-        (len(word), member, word) for member in members for word in member["words"] if re.search(_whole(word), prompt)
-    ]
-    if not found:
-        raise ValueError(f"prompt {prompt!r} names no word of {', '.join(member['name'] for member in members)}")
-    return max(found, key=lambda item: item[0])[1:]

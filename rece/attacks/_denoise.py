@@ -1,7 +1,8 @@
-"""What the attacks through the UNet share: images as latents, noised, and how well the victim denoises them."""
+"""What the attacks through the UNet share: their settings, noised latents, and how well the victim denoises them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,58 +10,66 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 
-from rece.attacks._tokens import frozen, replaced
+from rece.attacks import _tokens
 from rece.images import bfloat16, generate
 
 
-def check(
-    victim: DiffusionPipeline,
-    prompts: list[str],
-    seeds: list[int],
-    images: np.ndarray | None = None,
-    *,
-    counts: dict[str, int],
-    rates: dict[str, float],
-) -> None:
-    """Raise ValueError naming the first thing of an attack's call that is not as it must be.
-
-    counts: parameters that are whole numbers from 1. rates: parameters that are numbers from 0.
-    """
-    n, prediction = len(prompts), victim.scheduler.config.prediction_type
-    if getattr(victim, "text_encoder_2", None) is not None:
-        raise ValueError("attacks through the UNet are not supported for pipelines with two text encoders")
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be a whole number, 1 or more, not {count!r}")
-    for name, rate in rates.items():
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < float("inf"):
-            raise ValueError(f"{name} must be a number, 0 or more, not {rate!r}")
-    if n == 0 or len(seeds) != n:
-        raise ValueError(f"seeds must be one number per prompt: {len(seeds)} seeds for {n} prompts")
-    if images is not None and (images.dtype != np.uint8 or images.shape[0] != n or images.shape[-1] != 3):
-        raise ValueError(f"images must be uint8 ({n}, h, w, 3), one per prompt, not {images.dtype} {images.shape}")
+def applies(victim: DiffusionPipeline) -> str:
+    """An empty text if attacks through the UNet can be run on the victim, else one sentence that says why not."""
+    if getattr(victim, "unet", None) is None:
+        return f"victim must have a UNet, but it is a {type(victim).__name__}: leave this attack out"
+    prediction = victim.scheduler.config.prediction_type
     if prediction not in ("epsilon", "v_prediction"):
-        raise ValueError(f"prediction_type {prediction!r} of the scheduler is not supported")
+        return f"prediction_type {prediction!r} of victim.scheduler is not supported: leave this attack out"
+    return _tokens.applies(victim)
 
 
-def mix(draw: int, seed: int) -> int:
-    """A seed for an attack's draws: the image's own would repeat the noise that the image was drawn from."""
-    return int(np.random.SeedSequence([draw, int(seed)]).generate_state(1, np.uint64)[0])
+@dataclass(frozen=True)
+class Settings:
+    """The keywords that every attack through the UNet takes. SETTINGS of an attack's file holds its defaults.
+
+    updates: steps of the optimiser. lr, weight_decay: of Adam or AdamW.
+    check_every: after so many updates, what is learnt so far becomes a candidate. None: see the attack.
+    score_times: a candidate's score is its mean loss over so many timesteps, with fixed noise.
+    steps, guidance: of the original's images. batch_size: prompts or images per pass; it changes the memory, and the
+    results only by rounding. bf16: see `rece.images.bfloat16`.
+    repeat: the attack again with other random draws, 0 or more. All draws come from CPU generators, made from
+    `repeat` and what the attack names. The same seeds give the same result on the same machine.
+    progress: show a bar if the attack takes more than a second.
+    Raises ValueError that names the parameter.
+    """
+
+    updates: int
+    lr: float
+    weight_decay: float
+    check_every: int | None
+    score_times: int = 4
+    steps: int = 25
+    guidance: float = 7.5
+    batch_size: int = 16
+    bf16: bool | str = False
+    repeat: int = 0
+    progress: bool = True
+
+    def __post_init__(self):
+        counts = {name: getattr(self, name) for name in ("updates", "score_times", "steps", "batch_size")}
+        _tokens.check_counts(counts | {"check_every": 1 if self.check_every is None else self.check_every})
+        _tokens.check_counts({"repeat": self.repeat}, least=0)
+        for name, rate in {"lr": self.lr, "weight_decay": self.weight_decay}.items():
+            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < float("inf"):
+                raise ValueError(f"{name} must be a number, 0 or more, not {rate!r}")
 
 
-def draw_latents(
-    original: DiffusionPipeline,
-    prompts: list[str],
-    seeds: list[int],
-    images: np.ndarray | None = None,
-    *,
-    batch_size: int,
-    **drawing,
-) -> Tensor:
-    """The original's images of the prompts and seeds (`images`, if they are there already) as `latents`."""
-    if images is None:
-        images = generate(original, prompts, seeds, batch_size=batch_size, **drawing)
-    return latents(original, images, batch_size)
+def mix(repeat: int, seed: int) -> int:
+    """A seed for an attack's draws. The image's own seed would repeat the noise that the image was drawn from."""
+    return int(np.random.SeedSequence([repeat, int(seed)]).generate_state(1, np.uint64)[0])
+
+
+def draw_latents(original: DiffusionPipeline, prompts: list[str], seeds: list[int], settings: Settings) -> Tensor:
+    """Draw the original's images of the prompts and seeds, and encode them by `latents`."""
+    names = ("steps", "guidance", "batch_size", "bf16", "progress")
+    images = generate(original, prompts, seeds, **{name: getattr(settings, name) for name in names})
+    return latents(original, images, settings.batch_size)
 
 
 @torch.no_grad()
@@ -74,14 +83,14 @@ def latents(pipe: DiffusionPipeline, images: np.ndarray, batch_size: int) -> Ten
 
 
 class Denoising:
-    """The victim's task: to denoise latents (n, c, h, w), each with draws of its own, reading what it is given.
+    """The victim's task: denoise the latents (n, c, h, w), each with random draws of its own, while it reads embeds.
 
-    Its loss on a latent x at timestep t is the mean of (found - wanted)^2 over the latent's numbers; found is what
-    the victim's UNet predicts from x_t (the victim's scheduler says how x is noised), wanted the noise, or for
+    The loss of a latent x at timestep t is the mean of (found - wanted)^2 over the latent's numbers. found is what
+    the victim's UNet predicts from x_t, which is x noised by the victim's scheduler. wanted is the noise, or for
     v-prediction the velocity. If a teacher is given, a pipeline and embeds (n, positions, d), wanted is what the
-    teacher's UNet predicts from the same x_t reading these.
-    All draws come from one CPU generator per latent, made from `draw` and its seed. The first of them are the noise
-    of `score`. batch_size: latents per pass; memory only. bf16: see `generate.bfloat16`.
+    teacher's UNet predicts from the same x_t and its own embeds.
+    All draws of a latent come from one CPU generator, made from settings.repeat and the latent's seed. Its first
+    draws are the noise of `score`. rows: indices of latents.
     """
 
     def __init__(
@@ -89,28 +98,24 @@ class Denoising:
         victim: DiffusionPipeline,
         latents: Tensor,
         seeds: list[int],
-        *,
-        score_times: int,
-        batch_size: int,
-        bf16: bool | str,
-        draw: int,
+        settings: Settings,
         teacher: tuple[DiffusionPipeline, Tensor] | None = None,
     ):
-        self.victim, self.teacher, self.batch_size = victim, teacher, batch_size
+        self.victim, self.teacher, self.batch_size = victim, teacher, settings.batch_size
         self.latents = latents.to(victim.device, victim.unet.dtype)
-        self.bf16 = bfloat16(victim.device, bf16)
+        self.bf16 = bfloat16(victim.device, settings.bf16)
         self.scheduler = DDPMScheduler.from_config(victim.scheduler.config)
         self.horizon = self.scheduler.config.num_train_timesteps
-        self.generators = [torch.Generator().manual_seed(mix(draw, seed)) for seed in seeds]
-        everyone = list(range(len(seeds)))
+        self.generators = [torch.Generator().manual_seed(mix(settings.repeat, seed)) for seed in seeds]
         self.fixed = []
-        for k in range(score_times):
-            t, noise = int((k + 0.5) * self.horizon / score_times), self.noise(everyone)
-            parts = [self.pose(rows, noise[rows], t) for rows in self.batches(everyone)]
+        for k in range(settings.score_times):
+            t, noise = int((k + 0.5) * self.horizon / settings.score_times), self.noise(list(range(len(seeds))))
+            parts = [self.noised(rows, noise[rows], t) for rows in self.batches(len(seeds))]
             self.fixed.append(tuple(torch.cat(part) for part in zip(*parts, strict=True)))
 
-    def batches(self, rows: list[int]) -> Iterator[list[int]]:
-        return (rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size))
+    def batches(self, n: int) -> Iterator[list[int]]:
+        """The rows 0 .. n - 1, batch_size of them at a time."""
+        return (list(range(start, min(start + self.batch_size, n))) for start in range(0, n, self.batch_size))
 
     def noise(self, rows: list[int]) -> Tensor:
         """The next normal draw of each row, as latents[rows]."""
@@ -118,12 +123,12 @@ class Denoising:
         return torch.stack(draws).to(self.latents)
 
     def times(self, rows: list[int]) -> Tensor:
-        """The next timestep of each row, uniform over all of training: (rows,) long."""
+        """The next timestep of each row, uniform over all training timesteps: (rows,) long, on the CPU."""
         return torch.cat([torch.randint(self.horizon, (1,), generator=self.generators[row]) for row in rows])
 
     @torch.no_grad()
-    def pose(self, rows: list[int], noise: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x_t, t and what is wanted of the victim, for the rows; t is one timestep or one per row."""
+    def noised(self, rows: list[int], noise: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The latents of the rows, noised to timestep t (one, or one per row): x_t, t, and what is wanted."""
         x, ts = self.latents[rows], torch.as_tensor(t).to(self.latents.device).expand(len(rows))
         noisy = self.scheduler.add_noise(x, noise, ts)
         if self.teacher is not None:
@@ -135,8 +140,9 @@ class Denoising:
 
     def encode(self, ids: Tensor, slots: Tensor | None = None, soft: Tensor | None = None) -> Tensor:
         """The victim's embeddings (n, positions, d) of ids (n, positions); soft (n, k, d) is read at slots (n, k)."""
-        with self.autocast(), nullcontext() if soft is None else replaced(self.victim.text_encoder, slots, soft):
-            return self.victim.text_encoder(ids)[0]
+        encoder = self.victim.text_encoder
+        with self.autocast(), nullcontext() if soft is None else _tokens.replaced(encoder, slots, soft):
+            return encoder(ids)[0]
 
     def predict(self, unet: torch.nn.Module, noisy: Tensor, ts: Tensor, embeds: Tensor) -> Tensor:
         with self.autocast():
@@ -147,15 +153,15 @@ class Denoising:
 
     def losses(self, rows: list[int], embeds: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
         """The loss of each row, (rows,) float32, with a gradient to embeds (rows, positions, d)."""
-        return self._losses(embeds, *self.pose(rows, noise, t))
+        return self._losses(embeds, *self.noised(rows, noise, t))
 
     @torch.no_grad()
-    def score(self, rows: list[int], read: Callable[[list[int]], Tensor]) -> list[float]:
-        """The mean loss of each row at the fixed timesteps and noise; read(some rows) are their embeds."""
+    def score(self, read: Callable[[list[int]], Tensor]) -> list[float]:
+        """The mean loss of each latent over the fixed timesteps and noise; read(rows) returns the embeds of rows."""
         found = []
-        for some in self.batches(rows):
-            embeds = read(some)
-            total = sum(self._losses(embeds, *(part[some] for part in point)) for point in self.fixed)
+        for rows in self.batches(len(self.latents)):
+            embeds = read(rows)
+            total = sum(self._losses(embeds, *(part[rows] for part in point)) for point in self.fixed)
             found += (total / len(self.fixed)).tolist()
         return found
 
@@ -165,14 +171,15 @@ class Denoising:
 
     @contextmanager
     def underway(self):
-        """No gradients but where they are enabled, and none of the victim's parameters.
+        """Inside the block gradients are off unless they are enabled, and the victim's parameters are frozen.
 
-        On a CPU in bfloat16 attention is spelled out meanwhile: the fused one's backward is slow there.
+        On a CPU in bfloat16, attention is computed in plain steps inside the block, because the backward pass of the
+        fused one is slow there.
         """
         unet, encoder = self.victim.unet, self.victim.text_encoder
         processors, form = dict(unet.attn_processors), encoder.config._attn_implementation
         spelled = self.bf16 and self.latents.device.type == "cpu"
-        with frozen(unet, encoder), torch.no_grad():
+        with _tokens.frozen(unet, encoder), torch.no_grad():
             try:
                 if spelled and all(type(processor) is AttnProcessor2_0 for processor in processors.values()):
                     unet.set_attn_processor(AttnProcessor())
@@ -185,29 +192,18 @@ class Denoising:
 
 
 class Candidates:
-    """The best of each prompt's candidates, by the lowest score, and who is still running.
+    """The best candidate of each of n searches, by the lowest score.
 
-    succeeded: gets the candidates (texts, seeds) of all who are running; those it calls successful are kept as they
-    are and stop. best: the candidates kept. losses: the scores of all candidates in turn.
+    best: the best candidates so far. losses: of each search, the scores of all its candidates in turn.
     """
 
-    def __init__(self, seeds: list[int], succeeded: Callable[[list[str], list[int]], list[bool]] | None = None):
-        self.seeds, self.succeeded = seeds, succeeded
-        self.running = list(range(len(seeds)))
-        self.best: list = [None for _ in seeds]
-        self.losses: list[list[float]] = [[] for _ in seeds]
+    def __init__(self, n: int):
+        self.best: list = [None] * n
+        self.losses: list[list[float]] = [[] for _ in range(n)]
 
     def offer(self, found: list, scores: list[float]) -> None:
-        """One candidate, with its score, of each who is running. Raises ValueError if succeeded answers too few."""
-        for row, candidate, score in zip(self.running, found, scores, strict=True):
+        """Take one candidate of each search, with its score."""
+        for row, (candidate, score) in enumerate(zip(found, scores, strict=True)):
             self.losses[row].append(score)
             if score == min(self.losses[row]):
                 self.best[row] = candidate
-        if self.succeeded is None:
-            return
-        stopped = self.succeeded(found, [self.seeds[row] for row in self.running])
-        if len(stopped) != len(found):
-            raise ValueError(f"succeeded must return {len(found)} truth values, not {len(stopped)}")
-        for row, candidate, stop in zip(self.running, found, stopped, strict=True):
-            self.best[row] = candidate if stop else self.best[row]
-        self.running = [row for row, stop in zip(self.running, stopped, strict=True) if not stop]

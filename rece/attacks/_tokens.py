@@ -1,4 +1,4 @@
-"""Token ids as an attacker handles them: whole words, slots in a prompt, and embeddings put in their place."""
+"""Token ids in attacks: whole words, free places in a prompt, embeddings in place of tokens; and common checks."""
 
 from contextlib import contextmanager
 
@@ -6,10 +6,25 @@ import torch
 from torch import Tensor
 
 
-def whole_words(tokenizer) -> tuple[list[str], Tensor]:
-    """The ids that are whole words, and these words: their own text tokenises back to that one id.
+def applies(pipe) -> str:
+    """An empty text if the pipeline has one text encoder; else why attacks on its tokens do not apply to it."""
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        return "pipelines with two text encoders are not supported: leave this attack out"
+    return ""
 
-    Special tokens are left out. Returns (words, ids), ids a (words,) long tensor.
+
+def check_counts(counts: dict[str, int], least: int = 1) -> None:
+    """Raise ValueError that names the first of these parameters that is no whole number of `least` or more."""
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < least:
+            raise ValueError(f"{name} must be a whole number, {least} or more, not {count!r}")
+
+
+def whole_words(tokenizer) -> tuple[list[str], Tensor]:
+    """The words that are one token each: the token's text tokenises back to that one id.
+
+    Such words are printable and hold no space. Special tokens are left out.
+    Returns (words, ids), ids a (words,) long tensor on the CPU.
     """
     special = set(tokenizer.all_special_ids)
     every = [i for i in range(len(tokenizer)) if i not in special]
@@ -24,15 +39,16 @@ def whole_words(tokenizer) -> tuple[list[str], Tensor]:
 
 
 def checked(tokenizer, text: str, ids: list[int]) -> str:
-    """`text`, once its tokenisation, padded to len(ids), is found to be exactly `ids`; else raises RuntimeError."""
+    """Return `text` if its tokenisation, padded to len(ids), is exactly `ids`; else raise RuntimeError."""
     if tokenizer(text, padding="max_length", max_length=len(ids)).input_ids != ids:
         raise RuntimeError(f"{text!r} does not tokenise to the ids that were attacked")
     return text
 
 
 def place(tokenizer, prompts: list[str], tokens: int) -> Tensor:
-    """The ids of the prompts with room for `tokens` ids after the start token, padded: (n, positions).
+    """The ids of the prompts with `tokens` free places after the start token: (n, positions) long, on the CPU.
 
+    The free places hold the end token. The rows are padded to the tokenizer's full length.
     Raises ValueError if a prompt is too long for that.
     """
     positions = tokenizer.model_max_length
@@ -49,8 +65,10 @@ def place(tokenizer, prompts: list[str], tokens: int) -> Tensor:
 
 @contextmanager
 def replaced(encoder: torch.nn.Module, slots: Tensor, soft: Tensor):
-    """The encoder reads soft (n, k, d) as the token embeddings at positions slots (n, k), so that gradients reach
-    them."""
+    """Inside the block the encoder reads soft (n, k, d) as the token embeddings at positions slots (n, k).
+
+    Gradients reach soft.
+    """
     where = slots[:, :, None].expand(soft.shape)
 
     def replace(module, inputs, output):
@@ -65,7 +83,7 @@ def replaced(encoder: torch.nn.Module, slots: Tensor, soft: Tensor):
 
 @contextmanager
 def frozen(*modules: torch.nn.Module):
-    """The modules' parameters with requires_grad False, as they were afterwards."""
+    """The modules' parameters are frozen (requires_grad False) inside the block and restored after it."""
     before = [(parameter, parameter.requires_grad) for module in modules for parameter in module.parameters()]
     for parameter, _ in before:
         parameter.requires_grad_(False)

@@ -7,34 +7,36 @@ from rece import layers, solver, texts
 from rece.attacks import Attempts
 
 ACCESS = "white"
+NEEDS = ("weights",)
 
 
 def attack(victim, prompts, seeds, *, original, concept, lamb: float = 0.1) -> Attempts:
-    """embeds: for each token c of the original's prompt embedding (rows of its own, all positions) the minimiser
+    """Return as embeds, for each token c of the original's prompt embedding at all positions, the minimiser
 
-        c' = argmin sum_i |W'_i c' - W_i c|^2 + lamb |c'|^2 = (sum W'^T W' + lamb I)^-1 (sum W'^T W) c,
+        c' = argmin sum_i |W'_i c' - W_i c|^2 + lamb |c'|^2 = (sum W'^T W' + lamb I)^-1 (sum W'^T W) c.
 
-    over all layers that read the prompt, W' the victim's and W the original's; (n, positions, d) float64.
+    The sums run over all layers that read the prompt; W' is the victim's weight and W the original's. The victim's
+    text encoder is not read. embeds: (n, positions, d) float64, on the CPU.
     losses: the objective, summed over positions, at c' = c and at the solution.
-    Raises ValueError if lamb is negative, if the models' layers differ, or if the system is singular to float64.
+    Raises ValueError if lamb is negative, if the models' layers differ, if a weight is not finite, or if float64
+    cannot solve the system.
     Source: RECE, eq. of the derived embedding with zero regularisation (arXiv 2407.12383).
     """
-    if not lamb >= 0:
-        raise ValueError(f"lamb must be 0 or more, not {lamb}")
-    edited, plain = layers.prompt_layers(victim), layers.prompt_layers(original)
-    if {k: v.weight.shape for k, v in edited.items()} != {k: v.weight.shape for k, v in plain.items()}:
-        raise ValueError("victim and original must be of one architecture: their layers differ")
+    solver.positive(lamb, "lamb", or_zero=True)
     C = texts.encode(original, prompts)
     d = C.shape[-1]
-    A, B, G = (torch.zeros(d, d, dtype=torch.float64, device=C.device) for _ in range(3))
-    for name, layer in edited.items():
-        W, V = (solver.precise(module.weight.detach()).to(C.device) for module in (plain[name], layer))
-        A += V.T @ V
-        B += V.T @ W
-        G += W.T @ W
+    edited, plain = (
+        {name: layers.weight_of(layer)[:, :d] for name, layer in layers.prompt_layers(pipe).items()}
+        for pipe in (victim, original)
+    )
+    if {name: W.shape for name, W in edited.items()} != {name: W.shape for name, W in plain.items()}:
+        raise ValueError("victim and original must be of one architecture: their layers differ")
+    # One Gram matrix of the rows [W' W] has all three sums as its blocks.
+    joint = solver.gram(torch.cat([V, plain[name].to(V.device)], 1) for name, V in edited.items()).to(C.device)
+    A, B, G = joint[:d, :d], joint[:d, d:], joint[d:, d:]
     L, failed = torch.linalg.cholesky_ex(A + lamb * torch.eye(d, dtype=A.dtype, device=A.device))
     pivots = L.diagonal()
-    # A ratio of pivots below 1e-7 means a condition number above 1e14: no digit of float64 would be left.
+    # A ratio of pivots below 1e-7 means a condition number above 1e14, which leaves no correct digit in float64.
     if failed or pivots.min() < 1e-7 * pivots.max():
         raise ValueError(f"the system for c' is singular at lamb = {lamb}: raise lamb")
     found = torch.cholesky_solve((C @ B.T).flatten(0, 1).T, L).T.reshape(C.shape)

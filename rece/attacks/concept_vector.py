@@ -1,6 +1,6 @@
 """The concept vector added to the prompt's embedding: what RECE's authors' code calls Ring-A-Bell.
 
-It searches no tokens, so its numbers do not compare with the published Ring-A-Bell's.
+It searches no tokens, so do not compare its numbers with those of the published Ring-A-Bell.
 """
 
 from torch import Tensor
@@ -9,11 +9,13 @@ from rece import texts
 from rece.attacks import Attempts
 
 ACCESS = "grey"
+NEEDS = ()
 
 
 def attack(victim, prompts, seeds, *, original, concept, eta: float = 3.0) -> Attempts:
-    """embeds = tau(prompt) + eta v, (n, positions, d) float64; v is `vector`'s, tau the original's text encoder.
+    """Return embeds = tau(prompt) + eta v, (n, positions, d) float64 on the CPU. v is what `vector` returns.
 
+    tau is the original's text encoder; the victim is not looked at.
     eta: 3 in the authors' code for nudity, 0.9 for an artist. Raises ValueError if there are no pairs.
     Source: RECE's official code.
     """
@@ -24,7 +26,7 @@ def attack(victim, prompts, seeds, *, original, concept, eta: float = 3.0) -> At
 def vector(original, concept: dict | list[dict]) -> Tensor:
     """v = mean over concept["pairs"] of tau(with) - tau(without), (positions, d) float64 on the encoder's device.
 
-    With several concepts, the mean over all their pairs. Raises ValueError if there are no pairs.
+    With several concepts, it is the mean over all their pairs. Raises ValueError if there are no pairs.
     """
     members = [concept] if isinstance(concept, dict) else concept
     pairs = [pair for member in members for pair in member.get("pairs", [])]

@@ -1,8 +1,10 @@
 """Homoglyphs: one letter of the concept word replaced by its look-alike from another alphabet (ours)."""
 
-from rece.attacks import Attempts, respell
+from rece.attacks import Attempts
+from rece.attacks._words import respell
 
 ACCESS = "none"
+NEEDS = ()
 
 # Latin letters, and in their order the Cyrillic (U+04..., U+05 1b and 1d), Greek (U+03...) and Armenian ones.
 LATIN = "acdehijlopqswxyvgnuABCEHIJKMOPSTX"
@@ -14,13 +16,14 @@ TABLE = dict(zip(LATIN, ALIKE, strict=True))
 
 
 def attack(victim, prompts, seeds, *, original, concept) -> Attempts:
-    """Each prompt with one letter of its concept word, drawn by prompt and seed, replaced by its look-alike in TABLE.
+    """Return each prompt with one letter of its concept word replaced by its look-alike in TABLE.
 
-    Raises ValueError if a prompt names no concept word, or one that has no such letter.
+    The letter is drawn by prompt and seed.
+    Raises ValueError if a prompt names no concept word, or if its word has no such letter.
     """
     return Attempts(respell(prompts, seeds, concept, lookalikes), seeds)
 
 
 def lookalikes(word: str) -> list[list[str]]:
-    """All spellings of `word` with one letter replaced, in a list of lists with this one kind of edit."""
+    """All spellings of `word` with one letter replaced: a list that holds one list, for the one kind of edit."""
     return [[word[:i] + TABLE[c] + word[i + 1 :] for i, c in enumerate(word) if c in TABLE]]

@@ -2,26 +2,28 @@
 
 import re
 
-from rece.attacks import Attempts, respell
+from rece.attacks import Attempts
+from rece.attacks._words import respell
 
 ACCESS = "none"
+NEEDS = ()
 
 ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 STEPS = ((-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0))  # to the keys that touch a key: (rows down, places right)
 
 
 def attack(victim, prompts, seeds, *, original, concept) -> Attempts:
-    """Each prompt with one error in its concept word, drawn by prompt and seed: two neighbours swapped, or a letter
-    dropped, doubled or hit on the key beside it.
+    """Return each prompt with one typing error in its concept word, drawn by prompt and seed.
 
-    Words of fewer than three letters are left as they are. The result is never a word of concept["words"]. Raises
-    ValueError if a prompt names no concept word, or one that no such error is possible in.
+    Two neighbours are swapped, or one letter is dropped, doubled or replaced by that of a key beside it. Words of
+    fewer than three letters are not changed. The result is never a word of concept["words"].
+    Raises ValueError if a prompt names no concept word, or if no such error is possible in its word.
     """
     return Attempts(respell(prompts, seeds, concept, errors), seeds)
 
 
 def errors(word: str) -> list[list[str]]:
-    """All spellings of `word` with one error: swapped, dropped, doubled, and hit beside."""
+    """All spellings of `word` with one error, in four lists: swapped, dropped, doubled, and hit beside."""
     swapped, dropped, doubled, beside = [], [], [], []
     for part in re.finditer(r"[^\W\d_]{3,}", word):
         for i in range(*part.span()):

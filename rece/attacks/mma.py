@@ -12,6 +12,9 @@ from rece.attacks import Attempts, _tokens
 from rece.images import bfloat16
 
 ACCESS = "grey"
+NEEDS = ()
+
+applies = _tokens.applies
 
 
 def attack(
@@ -26,33 +29,34 @@ def attack(
     top_k: int = 256,
     batch: int = 512,
     bf16: bool | str = False,
-    draw: int = 0,
+    repeat: int = 0,
     progress: bool = True,
 ) -> Attempts:
     """Find `length` words whose pooled state is the prompt's: least 1 - cos(pooled(words), pooled(prompt)).
 
-    Pooled is the original's text encoder's state at the first end token, as `pooler_output`; the victim is not looked
-    at. Greedy coordinate gradient: a step takes the loss's gradient with respect to the one-hot tokens, keeps for each
-    position the `top_k` words (all, if there are fewer) of lowest derivative, draws `batch` candidates which each
-    replace one position by one of these, the positions evenly, and moves to the candidate of the lowest loss, even if
-    that is higher than before. Words of the concept and pieces of them take no part (see `unnamed`).
+    Pooled is the text encoder's state at the first end token, as `pooler_output`. Only the original's text encoder is
+    read; the victim is not looked at. Greedy coordinate gradient: a step takes the loss's gradient with respect to the
+    one-hot tokens and keeps for each position the `top_k` words of lowest derivative (all, if there are fewer). Then
+    it draws `batch` candidates. Each replaces one position by one of these words, every position equally often. It
+    moves to the candidate of the lowest loss, even if that is higher than before. Words of the concept and pieces of
+    them take no part (see `unnamed`).
 
-    Numbers are the paper's. Ours: the start is words drawn at random, where the published one is random letters; the
-    best candidate of all steps is returned; a prompt is its words' ids, where the released script takes gradients one
-    position too early, at the start token's, so that its last token is never ranked by its own. The encoder is causal,
-    so it is run up to the end token only, which changes nothing but the time.
+    The default numbers are the paper's. Ours: we start from random words, the published attack from random letters. We
+    return the best candidate of all steps. We take the gradient at each word's own position; the released script
+    takes it one position too early, from the start token on. The encoder is causal, so we run it up to the end token
+    only, which saves time and changes nothing else.
 
-    losses: the lowest loss so far, per step. bf16: see `generate.bfloat16`. draw: another number makes other draws.
-    All draws come from one CPU generator per prompt, made from `draw` and the prompt's seed, and no prompt is computed
-    with another one, so that same seeds give the same words on the same machine, whatever the other prompts are.
-    progress: show a bar if it takes more than a second.
+    losses: the lowest loss so far, per step. bf16: see `rece.images.bfloat16`. repeat: the attack again with other
+    random draws, 0 or more. All draws come from one CPU generator per prompt, made from `repeat` and the prompt's
+    seed, and each prompt is computed alone. So the same seeds give the same words on the same machine, whatever the
+    other prompts are. progress: show a bar if it takes more than a second.
 
     Returned prompts are texts whose tokenisation is exactly the ids that were attacked.
-    Raises ValueError naming the parameter before anything is computed.
+    Raises ValueError that names the parameter, before anything is computed.
     """
-    checked_counts(original, length, {"steps": steps, "top_k": top_k, "batch": batch}, draw)
+    checked_counts(original, length, {"steps": steps, "top_k": top_k, "batch": batch}, repeat)
     if batch < length:
-        raise ValueError(f"batch must be at least length, so that each position has a candidate: {batch} < {length}")
+        raise ValueError(f"batch must be at least length, because each position needs a candidate: {batch} < {length}")
     words, ids = unnamed(original.tokenizer, concept)
     device, encoder, tokenizer = original.device, original.text_encoder, original.tokenizer
     ids, empty = ids.to(device), tokenizer("", padding="max_length", return_tensors="pt").input_ids[0].to(device)
@@ -68,7 +72,7 @@ def attack(
     def loss(picks: Tensor, target: Tensor) -> Tensor:
         return 1 - F.cosine_similarity(pooled(framed(ids[picks], empty)[:, : length + 2]), target)
 
-    randoms = [np.random.default_rng([draw, seed]) for seed in seeds]
+    randoms = [np.random.default_rng([repeat, seed]) for seed in seeds]
     found, history = [], []
     bar = tqdm(total=len(prompts) * steps, desc="mma", delay=1, leave=False, disable=not progress)
     with bar, _tokens.frozen(encoder), torch.no_grad():
@@ -97,11 +101,12 @@ def attack(
 
 
 def unnamed(tokenizer, concept: dict | list[dict]) -> tuple[list[str], Tensor]:
-    """The whole words (see _tokens.whole_words) that neither contain a word of concept["words"] nor are a piece of
-    one, in whatever case: (words, ids). Of a name of several words, the longest one must not be contained.
+    """The whole words (see _tokens.whole_words) that do not name the concept: (words, ids), ids long, on the CPU.
 
-    So no sequence of them, joined by spaces, contains a word of the concept. Held-out words may occur. The published
-    attack forbids 18 words and four pieces by hand. Raises ValueError if no word is left.
+    A word is left out if it contains a word of concept["words"] or is a piece of one, in upper or lower case. If a
+    name has several words, only its longest one must not be contained. So no sequence of the words that remain,
+    joined by spaces, contains a word of the concept. Held-out words may occur. The published attack forbids 18 words
+    and four pieces by hand. Raises ValueError if no word is left.
     """
     members = [concept] if isinstance(concept, dict) else concept
     names = [name.lower() for member in members for name in member["words"]]
@@ -118,20 +123,19 @@ def unnamed(tokenizer, concept: dict | list[dict]) -> tuple[list[str], Tensor]:
 
 
 def framed(ids: Tensor, empty: Tensor) -> Tensor:
-    """ids (k, length) between the start and the end token, padded: (k, positions). empty: the ids of the text ""."""
+    """ids (k, length) between the start and the end token, padded: (k, positions). empty: the ids of an empty text."""
     k, length = ids.shape
     return torch.cat([empty[:1].expand(k, 1), ids, empty[1 : len(empty) - length].expand(k, -1)], 1)
 
 
-def checked_counts(original, length: int, counts: dict[str, int], draw: int) -> None:
-    """Raise ValueError unless the numbers are whole, 1 or more (draw: 0 or more), and the model can read `length`
-    words."""
-    if getattr(original, "text_encoder_2", None) is not None:
-        raise ValueError("pipelines with two text encoders are not supported: leave this attack out")
-    for name, count in ({"length": length} | counts | {"draw": draw}).items():
-        least = 0 if name == "draw" else 1
-        if isinstance(count, bool) or not isinstance(count, int) or count < least:
-            raise ValueError(f"{name} must be a whole number, {least} or more, not {count!r}")
+def checked_counts(original, length: int, counts: dict[str, int], repeat: int) -> None:
+    """Raise ValueError if a number is not whole, or is below 1 (repeat: below 0), or if `length` words do not fit into
+    the original's text encoder, or if it has two."""
+    reason = applies(original)
+    if reason:
+        raise ValueError(reason)
+    _tokens.check_counts({"length": length} | counts)
+    _tokens.check_counts({"repeat": repeat}, least=0)
     room = original.tokenizer.model_max_length - 2
     if length > room:
         raise ValueError(f"length must be at most {room}, which is what the text encoder has room for, not {length}")

@@ -1,14 +1,12 @@
 """P4D-K: free tokens between a prompt's own, so that the erased model predicts what the original does (2309.06135)."""
 
-from collections.abc import Callable
+from dataclasses import replace
 
-import numpy as np
 from diffusers import DiffusionPipeline
 
-from rece.attacks import Attempts, _denoise
-from rece.attacks.p4d_n import search
+from rece.attacks import Attempts, _tokens, p4d_n
 
-ACCESS = "white"
+ACCESS, NEEDS, SETTINGS, applies = p4d_n.ACCESS, p4d_n.NEEDS, p4d_n.SETTINGS, p4d_n.applies
 
 
 def attack(
@@ -19,30 +17,18 @@ def attack(
     original: DiffusionPipeline,
     concept: dict | list[dict] | None = None,
     every: int = 3,
-    updates: int = 3000,
-    lr: float = 0.1,
-    weight_decay: float = 0.1,
-    check_every: int = 50,
-    score_times: int = 4,
-    succeeded: Callable[[list[str], list[int]], list[bool]] | None = None,
-    images: np.ndarray | None = None,
-    steps: int = 25,
-    guidance: float = 7.5,
-    batch_size: int = 16,
-    bf16: bool | str = False,
-    draw: int = 0,
-    progress: bool = True,
+    **settings,
 ) -> Attempts:
-    """Find a free token before each prompt and after every `every` of its tokens (published: 3): see `p4d_n.search`.
+    """Find a free token before each prompt and one after every `every` of its tokens: see `p4d_n.search`.
 
-    The prompt's own tokens are frozen. A prompt of L tokens gets L // every + 1 free ones, as in the published code.
-    Ours: one that would fall inside a word of several tokens goes to the end of that word, so that the text can be
-    written. Returned prompts are the tokenizer's spelling of the prompt (lower case for CLIP's).
-    Raises ValueError naming the parameter, before anything is drawn.
+    The prompt's own tokens are never changed. A prompt of L tokens gets L // every + 1 free ones, as in the published
+    code, where `every` is 3. settings: see `_denoise.Settings`.
+    Ours: a free token that would fall inside a word of several tokens goes to the end of that word, because the
+    result must be a text. Returned prompts are the tokenizer's spelling of the prompt (lower case for CLIP's).
+    Raises ValueError that names the parameter, before anything is drawn.
     """
-    counts = {"every": every, "updates": updates, "check_every": check_every, "score_times": score_times}
-    counts |= {"steps": steps, "batch_size": batch_size}
-    _denoise.check(victim, prompts, seeds, images, counts=counts, rates={"lr": lr, "weight_decay": weight_decay})
+    settings = replace(SETTINGS, **settings)
+    _tokens.check_counts({"every": every})
     tokenizer, filled, slots, pieces = victim.tokenizer, [], [], []
     positions = tokenizer.model_max_length
     for prompt in prompts:
@@ -66,14 +52,10 @@ def attack(
             " ".join([first, *(f"{word} {piece}" for word, piece in zip(words, rest, strict=True))]).split()
         )
 
-    return search(
-        victim, prompts, seeds, ids, slots, compose, original=original, updates=updates, lr=lr,
-        weight_decay=weight_decay, check_every=check_every, score_times=score_times, succeeded=succeeded,
-        images=images, steps=steps, guidance=guidance, batch_size=batch_size, bf16=bf16, draw=draw, progress=progress,
-    )  # fmt: skip
+    return p4d_n.search(victim, original, prompts, seeds, ids, slots, compose, settings)
 
 
 def _cuts(pieces: list[str], every: int) -> list[int]:
-    """Before which of the prompt's tokens, in CLIP's spelling, a free one goes."""
+    """The indices of the prompt's tokens that a free one goes before. pieces: the tokens in CLIP's spelling."""
     ends = [0, *(i for i, piece in enumerate(pieces, 1) if piece.endswith("</w>")), len(pieces)]
     return [min(end for end in ends if end >= cut) for cut in range(0, len(pieces) + 1, every)]

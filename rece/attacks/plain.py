@@ -3,8 +3,9 @@
 from rece.attacks import Attempts
 
 ACCESS = "none"
+NEEDS = ()
 
 
 def attack(victim, prompts, seeds, *, original, concept) -> Attempts:
-    """The prompts as they are."""
+    """Return the prompts as they are."""
     return Attempts(prompts, seeds)

@@ -6,24 +6,30 @@ from rece import certificate, layers, solver, texts
 from rece.attacks import Attempts
 
 ACCESS = "white"
+NEEDS = ("map", "text encoder", "weights")
+
+
+def applies(victim) -> str:
+    """An empty text if the victim carries an eraser, else one sentence that says why the attack does not apply."""
+    if layers.fused(victim) is None:
+        return "victim must carry an eraser: the attack asks what its map leaves within reach"
+    return ""
 
 
 def attack(victim, prompts, seeds, *, original, concept) -> Attempts:
-    """embeds: the minimisers of the certificate for the prompts' tokens; (n, positions, d) float64.
+    """Return embeds, the minimisers of the certificate for the prompts' tokens: (n, positions, d) float64, on the CPU.
 
-    That is, for each token c of a prompt, the point of the encoder's set whose keys and values in the victim come
-    closest to those of c in the original. The first token is the same for every prompt and stays.
-    No prompt brings any single token closer than this; that a prompt emits all of these at once is not said, so that
-    it bounds from above what matching keys and values by prompts can do.
+    For each token c of a prompt, the minimiser is that point h of the text encoder's set of possible outputs whose
+    keys and values in the victim are closest to those of c in the original. The first token is the same for every
+    prompt, so it is not changed.
+    No prompt brings any single token closer than this. Perhaps no prompt emits all these tokens at once, so the result
+    is an upper bound on what prompts can reach by matching keys and values.
     losses: the distance, summed over positions, at h = c and at the solution.
-    Raises ValueError if the victim carries no eraser; TypeError if its encoder does not end in one LayerNorm.
+    Raises TypeError if the victim's text encoder does not end in one LayerNorm.
     """
-    M = layers.fused(victim)
-    if M is None:
-        raise ValueError("victim must carry an eraser: the attack asks what its map leaves within reach")
     gamma, beta = texts.final_norm(victim)
     G = solver.gram(layers.originals(victim).values()).to(gamma.device)
-    M = M.to(G)
+    M = layers.fused(victim).to(G)
     C = texts.encode(original, prompts).to(G)
     tokens = C[:, 1:].flatten(0, 1)
     distance, found = certificate.bound(M, G, tokens, gamma, beta)

@@ -13,6 +13,9 @@ from rece.attacks import Attempts, _tokens, concept_vector, mma
 from rece.images import bfloat16
 
 ACCESS = "grey"
+NEEDS = ()
+
+applies = _tokens.applies
 
 
 def attack(
@@ -29,28 +32,29 @@ def attack(
     forbidden: bool = False,
     batch_size: int = 256,
     bf16: bool | str = False,
-    draw: int = 0,
+    repeat: int = 0,
     progress: bool = True,
 ) -> Attempts:
     """Find `length` words of least |tau(words) - (tau(prompt) + eta v)|^2, summed over all positions and d.
 
-    tau is the original's text encoder, v the concept vector of concept["pairs"] (see concept_vector.vector); the
-    victim is not looked at. Words stand between the start token and the end token, padding follows. They are found by
-    `search`, a genetic algorithm, with the published numbers of individuals and generations.
+    tau is the original's text encoder, v the concept vector of concept["pairs"] (see concept_vector.vector). The
+    victim is not looked at. The words stand between the start token and the end token, and padding follows. They are
+    found by `search`, a genetic algorithm, with the published numbers of individuals and generations.
 
-    eta: 3 in the paper for nudity, 5 to 5.5 for violence. length: 16, 38 or 75 in the paper (there K = 16, 38, 77).
-    forbidden: leave out the concept's own words and the pieces of them as the attack mma does; ours.
-    batch_size: texts per pass; memory, and rounding. bf16: see `generate.bfloat16`. losses: the lowest loss so far,
-    per generation. draw: another number makes other draws. All draws come from one CPU generator per prompt, made
-    from `draw` and the prompt's seed, and no prompt is computed with another one, so that same seeds give the same
-    words on the same machine, whatever the other prompts are. progress: show a bar if it takes more than a second.
+    eta: in the paper 3 for nudity, 5 to 5.5 for violence. length: in the paper 16, 38 or 75 (there K = 16, 38, 77).
+    forbidden (ours): leave out the concept's own words and pieces of them, as the attack mma does.
+    batch_size: texts per pass; it changes the memory, and the results only by rounding. bf16: see
+    `rece.images.bfloat16`. losses: the lowest loss so far, per generation. repeat: the attack again with other random
+    draws, 0 or more. All draws come from one CPU generator per prompt, made from `repeat` and the prompt's seed, and
+    each prompt is computed alone. So the same seeds give the same words on the same machine, whatever the other
+    prompts are. progress: show a bar if it takes more than a second.
 
-    Returned prompts are texts whose tokenisation is exactly the ids that were attacked: only whole words take part,
-    where the paper takes any ids.
-    Raises ValueError naming the parameter, or if there are no pairs, before anything is searched.
+    Returned prompts are texts whose tokenisation is exactly the ids that were attacked. For this, only whole words
+    take part; the paper takes any ids.
+    Raises ValueError that names the parameter, or if there are no pairs, before anything is searched.
     """
     counts = {"population": population, "generations": generations, "batch_size": batch_size}
-    mma.checked_counts(original, length, counts, draw)
+    mma.checked_counts(original, length, counts, repeat)
     if population < 2:
         raise ValueError(f"population must be 2 or more, not {population}")
     if not math.isfinite(eta):
@@ -58,7 +62,7 @@ def attack(
     device, tokenizer = original.device, original.tokenizer
     bf16 = bfloat16(device, bf16)
     words, ids = mma.unnamed(tokenizer, concept) if forbidden else _tokens.whole_words(tokenizer)
-    randoms = [np.random.default_rng([draw, seed]) for seed in seeds]
+    randoms = [np.random.default_rng([repeat, seed]) for seed in seeds]
     shift = eta * concept_vector.vector(original, concept)
     ids, empty = ids.to(device), tokenizer("", padding="max_length", return_tensors="pt").input_ids[0].to(device)
 
@@ -96,14 +100,14 @@ def search(
     generations: int,
     random: np.random.Generator,
 ) -> Iterator[tuple[np.ndarray, float]]:
-    """Ring-A-Bell's genetic algorithm over words 0 .. size - 1; yields the best so far, (length,), and its loss, after
-    each generation.
+    """Ring-A-Bell's genetic algorithm over the words 0 .. size - 1.
 
-    losses: of individuals (k, length), k floats. A generation keeps the better half; each of it, with probability 1/2,
-    adds two children by one-point crossover with a partner drawn from it; then each individual, the half too, has
-    probability 1/4 that one random position gets a random word. As published, the cut may fall before the first word,
-    so that the children are copies. Ours: mutation can lose the best individual, so that the best ever seen is
-    yielded; no individual's loss is computed twice.
+    After each generation it yields the best individual so far, (length,) int32, and its loss.
+    losses: takes individuals (k, length) and returns k floats. A generation keeps the better half. Each individual of
+    it, with probability 1/2, adds two children by one-point crossover with a partner drawn from the same half. Then
+    each individual, kept or new, with probability 1/4 gets a random word at one random position. As published, the
+    cut may fall before the first word, and then the children are copies. Ours: mutation can lose the best individual,
+    so we yield the best ever seen; and no individual's loss is computed twice.
     """
     individuals = random.integers(size, size=(population, length), dtype=np.int32)
     known: dict[bytes, float] = {}

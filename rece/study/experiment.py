@@ -67,12 +67,14 @@ def module(name: str, budget: dict) -> str:
 
 
 def sources(name: str, budget: dict, victims: dict[str, DiffusionPipeline]) -> dict[str, DiffusionPipeline]:
-    """The models an attack is run against, by name: all erased ones if it looks at them, else the original alone,
-    under the name "any"."""
-    if attacks.access(module(name, budget)) in ("none", "grey"):
+    """The models an attack is run against, by name: all erased ones that it applies to, if it looks at them. Else the
+    original alone, under the name "any"."""
+    attack = module(name, budget)
+    if not attacks.needs(attack):
         return {ANY: victims[ORIGINAL]}
     left_out = {ORIGINAL} if budget.get("control") else {ORIGINAL, CONTROL}
-    return {method: victim for method, victim in victims.items() if method not in left_out}
+    found = {method: victim for method, victim in victims.items() if method not in left_out}
+    return {method: victim for method, victim in found.items() if not attacks.applies(attack, victim)}
 
 
 def asked(world: World, concept: dict, attack: dict, name: str, budget: dict) -> pd.DataFrame:

@@ -61,7 +61,7 @@ def _measures(spec: dict, params: dict) -> list[tuple[str, bool]]:
     """What is measured of a concept, and whether of the original model too."""
     found, judge = [], spec.get("judge", params["judge"])
     for attack, budget in experiment.budgets(params["attack"], spec).items() if judge else ():
-        of_original = attacks.access(experiment.module(attack, budget)) in ("none", "grey")
+        of_original = not attacks.needs(experiment.module(attack, budget))
         found.append((MEASURES["success"][0].format(attack=attack), of_original))
         if judge["name"] == "nudenet" and experiment.module(attack, budget) == "plain":
             classes, measure = judge.get("classes", nudenet.EXPOSED), MEASURES["detections"][0]

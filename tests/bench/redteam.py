@@ -64,7 +64,7 @@ def attack(name: str, prompts: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m rece.bench_redteam", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python tests/bench/redteam.py", description=__doc__.split("\n")[0])
     parser.add_argument("--prompts", type=int, default=8, help="prompts per attack")
     asked = parser.parse_args()
     print(f"certificate of {TOKENS} tokens; {torch.get_num_threads()} threads; seconds")
