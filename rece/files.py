@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,43 +30,58 @@ def replacing(path: str | Path, beside: str | Path | None = None) -> Iterator[Bi
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=beside or path.parent, prefix=f".{path.name}.")
+    part = _beside(path if beside is None else Path(beside, path.name))
     try:
-        with os.fdopen(handle, "w+b") as file:
+        with open(part, "x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(part, 0o644)
         os.replace(part, path)
     finally:
-        Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing_folder(folder: str | Path) -> Iterator[Path]:
     """An empty folder beside `folder`, which takes its place once it is filled.
 
-    So a new folder is whole or not there; in one that exists, files of the same names are replaced one by one and
-    others stay. Raises FileExistsError if `folder` is a file.
+    So the folder is whole or not there, and never a mixture of an old and a new one. An old folder is removed, so it
+    may hold no files but those that the new one has too. Only a killed process leaves a folder behind: `folder`'s name
+    between dots, and some letters.
+    Raises FileExistsError if `folder` is a file, or holds a file that the new folder does not have.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file: choose a folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    part, old = _beside(folder), _beside(folder)
+    part.mkdir()
     try:
         yield part
-        part.chmod(0o755)
         if folder.exists():
-            for file in sorted(part.rglob("*")):
-                if file.is_file():
-                    to = folder / file.relative_to(part)
-                    to.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(file, to)
-        else:
+            for file in sorted(folder.rglob("*")):
+                new = part / file.relative_to(folder)
+                if not new.exists() or file.is_dir() != new.is_dir():
+                    name = file.relative_to(folder)
+                    raise FileExistsError(
+                        f"{folder} holds {name}, which is not part of this export: choose another folder"
+                    )
+            os.replace(folder, old)
+        try:
             os.replace(part, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """A hidden name that no other process uses, in the same folder."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def sha256(*paths: str | Path) -> str:

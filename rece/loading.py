@@ -49,8 +49,8 @@ def load(
         raise FileNotFoundError(f"model: there is no folder {str(model)!r}, and it is no hub id like owner/name")
     elif not re.fullmatch("[0-9a-f]{40}", revision or ""):
         raise ValueError(
-            f"revision must be the full commit hash (40 digits) of {model} on the hub, not {revision!r}, so that the "
-            f"weights stay the same; or is the folder missing?"
+            f"model: there is no folder {str(model)!r}. If it is a model of the hub, revision must be its full commit "
+            f"hash (40 digits), not {revision!r}"
         )
     edit = None if eraser is None else Eraser.load(eraser)
     try:

@@ -5,16 +5,20 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
+from importlib import metadata
 
+import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import rece
-from rece import loading
-from rece.__main__ import main
-from rece.sharing import export
+from rece import cluster, images, loading
+from rece.__main__ import KEYWORDS, main
+from rece.sharing import export, show
 
 COMMANDS = ["erase", "apply", "lora", "weights", "import", "certify", "draw", "push", "show"]
 
@@ -90,7 +94,8 @@ def test_rounds_auto_and_its_others(model, tmp_path):
 def test_set_knows_every_keyword_of_erase(model, tmp_path, capsys):
     known = fails(["erase", model, "dog", "-o", str(tmp_path / "e.safetensors"), "--set", "lambda=1"], capsys)
     keywords = [name for name, one in inspect.signature(rece.erase).parameters.items() if one.kind is one.KEYWORD_ONLY]
-    assert keywords and all(name in known for name in keywords) and "not 'lambda=1'" in known
+    assert sorted(keywords) == sorted(KEYWORDS) and "not 'lambda=1'" in known
+    assert all(name in known for name in keywords)
 
 
 def test_apply_writes_a_whole_pipeline(model, dog, tmp_path, capsys):
@@ -141,7 +146,7 @@ def test_certify_prints_what_the_library_proves(model, dog, capsys):
     made = rece.certify(loading.load(model), rece.Eraser.load(dog), "dog", others=["sun", "cup"], synonyms=["puppy"])
     (word,) = made.words.itertuples()
     assert f"{word.distance:.4g}" in out and f"{word.synonym:.4g}" in out and word.nearest in out
-    assert f"passed: {'yes' if made.passed else 'no'}" in out
+    assert f"passed: {'yes. No prompt' if made.passed else 'no. It is not proven'}" in out
     assert main(["certify", model, str(dog)]) == 0
     assert f"{word.distance:.4g}" in capsys.readouterr().out
     assert main(["certify", model, "dog", "sun"]) == 0
@@ -170,6 +175,14 @@ def test_show_needs_no_model(model, dog, tmp_path, capsys):
         assert main(["show", str(tmp_path / name)]) == 0
         out = capsys.readouterr().out
         assert all(word in out for word in words)
+    export.save_folder(eraser, loading.load(model), tmp_path / "whole", "pipeline")
+    export.save_folder(eraser, loading.load(model), tmp_path / "lora")
+    for name, word in (("whole", "edited pipeline"), ("lora", "LoRA")):
+        assert main(["show", str(tmp_path / name)]) == 0
+        out = capsys.readouterr().out
+        assert word in out and "'dog' → ' '" in out
+    assert main(["erase", str(tmp_path / "whole"), "cat", "--rounds", "0", "-o", str(tmp_path / "c.safetensors")]) == 0
+    assert "holds a model that was edited before" in capsys.readouterr().err
 
 
 def test_nothing_is_overwritten_without_force_and_nothing_is_loaded_before(model, dog, tmp_path, capsys, monkeypatch):
@@ -192,22 +205,24 @@ def test_nothing_is_overwritten_without_force_and_nothing_is_loaded_before(model
 
 
 MISTAKES = {
-    "no folder": (["erase", "{tmp}/none", "dog"], "there is no folder '.*none', and it is no hub id"),
-    "no revision": (
-        ["erase", "owner/name", "dog"],
-        "revision must be the full commit hash .* or is the folder missing",
-    ),
-    "a branch": (["erase", "owner/name", "dog", "--revision", "main"], "revision must be the full commit hash"),
+    "no folder": (["erase", "{tmp}/none", "dog"], "MODEL: there is no folder '.*none'$"),
+    "a folder or the hub": (["erase", "owner/name", "dog"], "there is no folder 'owner/name'; .* with --revision"),
+    "a branch": (["erase", "owner/name", "dog", "--revision", "main"], "revision must be its full commit hash"),
     "offline": (["erase", "owner/name", "dog", "--revision", "0" * 40], "cannot be loaded: .*HF_HUB_OFFLINE is set"),
     "folder and revision": (["erase", "{model}", "dog", "--revision", "0" * 40], "revision belongs to hub ids"),
-    "no pipeline": (["erase", "{tmp}", "dog"], "holds no model_index.json"),
-    "dtype": (["erase", "{model}", "dog", "--dtype", "int8"], "dtype must be one of float32"),
+    "no pipeline": (["erase", "{tmp}", "dog"], "lies in .*, which the command reads"),
     "device": (["erase", "{model}", "dog", "--device", "toaster"], "device must be one of torch's"),
     "blank": (["erase", "{model}", " "], "concept must be a text"),
     "rounds": (["erase", "{model}", "dog", "--rounds", "few"], "rounds must be a whole number, 0 or more, or"),
-    "lamb": (["erase", "{model}", "dog", "--lamb", "-1"], "lamb must be a positive finite number"),
+    "odd rounds": (["erase", "{model}", "dog", "--rounds", "²"], "rounds must be a whole number, 0 or more, or"),
+    "lamb": (["erase", "{model}", "dog", "--lamb", "-1"], "lamb must be a positive number, not -1.0"),
     "targets": (["erase", "{model}", "dog", "--target", "a", "b"], "2 targets for 1 concepts"),
-    "twice": (["erase", "{model}", "dog", "--lamb", "1", "--set", "lamb=2"], "--set lamb is given by --lamb too"),
+    "twice": (["erase", "{model}", "dog", "--lamb", "1", "--set", "lamb=2"], "lamb is given twice"),
+    "no switch": (["erase", "{model}", "dog", "--set", "pooled=maybe"], "pooled must be true or false, not 'maybe'"),
+    "no text": (["erase", "{model}", "dog", "--set", "target=5"], "target must be a text or a list of texts, not 5"),
+    "no token form": (["erase", "{model}", "dog", "--set", "uce_tokens=lst"], 'uce_tokens must be "rest" or "last"'),
+    "no YAML": (["erase", "{model}", "dog", "--set", "preserve=[a"], "'\\[a' is no YAML value"),
+    "no object": (["erase", "{model}", "dog", "--set", "reg=!!python/name:os.system"], "is no YAML value"),
     "preserve file": (["erase", "{model}", "dog", "--preserve-file", "{tmp}/no"], "No such file"),
     "weights": (["import", "{model}", "{tmp}/no.safetensors"], "no weights file at"),
 }
@@ -218,19 +233,85 @@ def test_mistakes_are_one_line_and_write_nothing(model, tmp_path, capsys, case):
     command, message = MISTAKES[case]
     command = [word.format(tmp=tmp_path, model=model) for word in command]
     line = fails([*command, "-o", str(tmp_path / "out.safetensors")], capsys)
-    assert re.search(message, line), line
+    assert re.search(message, line.strip()), line
     assert os.listdir(tmp_path) == []
 
 
 def test_files_that_are_not_ours_are_told(tmp_path, model, capsys):
     save_file({"map": torch.eye(2)}, tmp_path / "a.safetensors")
-    assert "is no file of ours" in fails(["show", str(tmp_path / "a.safetensors")], capsys)
+    (tmp_path / "list.safetensors").write_bytes(b"x" * 100)
+    save_file({"map": torch.eye(2)}, tmp_path / "five.safetensors", {"rece": "5"})
+    save_file({"map": torch.eye(2)}, tmp_path / "deep.safetensors", {"rece": "[" * 10**5})
+    for name in ("a", "list", "five", "deep"):
+        assert "is no file of ours" in fails(["show", str(tmp_path / f"{name}.safetensors")], capsys)
+    assert "is no folder of" in fails(["show", model], capsys)
     assert "no file at" in fails(["show", str(tmp_path / "b.safetensors")], capsys)
     rece.Eraser(torch.eye(32)).save(tmp_path / "c.safetensors")
     assert "CONCEPT must be given" in fails(["certify", model, str(tmp_path / "c.safetensors")], capsys)
 
 
-def test_debug_shows_the_traceback_and_usage_errors_are_two(tmp_path):
+def test_wrong_settings_are_refused_before_anything_heavy_is_imported(tmp_path):
+    output = ["-o", str(tmp_path / "e.safetensors")]
+    for wrong in (["--set", "uce_tokns=last"], ["--set", "lamb=0"], ["--rounds", "few"], []):
+        assert not heavy(["erase", "data/emoji-difusion", "dog", *output, *wrong], 1)
+
+
+def test_numbers_of_set_are_read_as_python_reads_them(model, tmp_path):
+    command = ["erase", model, "dog", "-o", str(tmp_path / "e.safetensors"), "--rounds", "0"]
+    assert main([*command, "--set", "erase_scale=1e-3", "uce_lamb=2"]) == 0
+    made = rece.Eraser.load(tmp_path / "e.safetensors").provenance
+    assert made["erase_scale"] == 1e-3 and made["uce_lamb"] == 2 and made["rounds"] == 0
+
+
+def test_a_list_is_repeated_or_in_one_go_and_ends_at_the_next_option(model, tmp_path):
+    command = ["erase", model, "-o", str(tmp_path / "e.safetensors"), "--rounds", "0", "--force"]
+    for words in (["dog", "--preserve", "a", "b"], ["--preserve", "a", "--preserve", "b", "--", "dog"]):
+        assert main([*command, *words]) == 0
+        assert rece.Eraser.load(tmp_path / "e.safetensors").provenance["preserve"] == ["a", "b"]
+        assert rece.Eraser.load(tmp_path / "e.safetensors").provenance["concepts"] == ["dog"]
+
+
+def test_texts_to_keep_are_utf8_with_or_without_a_mark(model, tmp_path, capsys):
+    (tmp_path / "kept.txt").write_bytes("\ufeffcat\n".encode())
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "latin.txt").write_bytes("Café".encode("latin-1"))
+    command = ["erase", model, "dog", "--rounds", "0", "-o", str(tmp_path / "e.safetensors"), "--preserve-file"]
+    assert "holds no text" in fails([*command, str(tmp_path / "empty.txt")], capsys)
+    assert "is not a UTF-8 text file" in fails([*command, str(tmp_path / "latin.txt")], capsys)
+    assert main([*command, str(tmp_path / "kept.txt")]) == 0
+    assert rece.Eraser.load(tmp_path / "e.safetensors").provenance["preserve"] == ["cat"]
+
+
+def test_an_output_that_is_an_input_is_refused(model, dog, tmp_path, capsys):
+    before = dog.read_bytes()
+    for command in (
+        ["apply", model, str(dog), "-o", model],
+        ["weights", model, str(dog), "-o", str(dog)],
+        ["weights", model, str(dog), "-o", f"{model}/unet/diffusion_pytorch_model.safetensors"],
+    ):
+        assert "which the command reads" in fails([*command, "--force"], capsys)
+    assert "is not part of this export" in fails(["lora", model, str(dog), "-o", str(dog.parent), "--force"], capsys)
+    assert dog.read_bytes() == before
+
+
+def test_a_file_cannot_steer_the_terminal(tmp_path, capsys):
+    save_file(
+        {"map": torch.eye(2, dtype=torch.float64)},
+        tmp_path / "evil.safetensors",
+        {"rece": '{"a\\u001b[31m": "line\\nlamb 0.1 \\u001b]0;x\\u0007"}'},
+    )
+    assert main(["show", str(tmp_path / "evil.safetensors")]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\x07" not in out and "\\x1b[31m" in out and "line\\nlamb" in out
+    assert "\\x1b" in fails(["show", str(tmp_path / "\x1b[31m")], capsys)
+
+
+def test_unexpected_errors_are_one_line_that_names_them(dog, capsys, monkeypatch):
+    monkeypatch.setattr(show, "rows", lambda _: {}["key"])
+    assert fails(["show", str(dog)], capsys) == "KeyError: 'key' (--debug shows where)\n"
+
+
+def test_debug_shows_the_traceback_and_usage_errors_are_two(tmp_path, capsys):
     with pytest.raises(FileNotFoundError):
         main(["show", str(tmp_path / "b.safetensors"), "--debug"])
     for command in (
@@ -239,20 +320,118 @@ def test_debug_shows_the_traceback_and_usage_errors_are_two(tmp_path):
         ["erase", "model", "dog"],
         ["nonsense"],
         ["lora", "a", "b", "-o", "c", "--rank", "x"],
+        ["erase", "model", "dog", "-o", "x.safetensors", "--dtype", "int8"],
+        ["draw", "model", "a.csv", "-o", "x", "--part", "3/2"],
+        ["draw", "model", "a.csv", "-o", "x", "--part", "1/2", "--workers", "2"],
+        ["draw", "model", "a.csv", "-o", "x", "--seed", "2"],
+        ["draw", "model", "a dog", "-o", "x.png", "--workers", "2"],
     ):
-        with pytest.raises(SystemExit) as stop:
-            main(command)
-        assert stop.value.code == 2
+        assert main(command) == 2
+    assert os.listdir(tmp_path) == []
 
 
-def test_help_needs_neither_torch_nor_diffusers():
-    code = "import sys, rece.__main__ as m\ntry: m.main(sys.argv[1:])\nexcept SystemExit: pass\n"
-    code += "sys.exit(any(name in sys.modules for name in ('torch', 'diffusers', 'pandas', 'yaml')))"
-    for arguments, words in ((["--help"], COMMANDS), (["draw", "--help"], ["--part", "--workers"])):
-        shown = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
-        assert shown.returncode == 0 and shown.stderr == "" and all(word in shown.stdout for word in words)
+def heavy(arguments, code=0):
+    """Which heavy modules a run of the command imports; its exit code must be `code`."""
+    names = ("torch", "diffusers", "transformers", "pandas", "rich")
+    run = f"import sys, rece.__main__ as m\nassert m.main(sys.argv[1:]) == {code}\n"
+    run += f"print('\\nheavy:', *[name for name in {names} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", run, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("heavy:")[1].split()
+
+
+def test_help_show_and_version_import_nothing_heavy(dog):
+    for arguments in (["--help"], ["draw", "--help"], ["--version"], ["show", str(dog)]):
+        assert heavy(arguments) == []
     shown = subprocess.run([sys.executable, "-m", "rece", "lora"], capture_output=True, text=True)
     assert shown.returncode == 2 and "MODEL" in shown.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_an_example(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert f"Example:\n    rece {command} " in capsys.readouterr().out
+
+
+def test_version_and_commands_are_told(capsys, monkeypatch):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == metadata.version("rece")
+
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert main(["--version"]) == 0 and "is not installed" in capsys.readouterr().out
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in [*COMMANDS, "--show-completion", "130 interrupted"])
+
+
+def test_draw_makes_one_picture_of_one_prompt(model, dog, tmp_path, capsys):
+    out = tmp_path / "new" / "dog.png"
+    command = ["draw", model, "a dog", "-o", str(out), "--steps", "2", "--guidance", "4"]
+    assert main([*command, "--seed", "3", "--eraser", str(dog)]) == 0
+    assert capsys.readouterr().out == f"{out}\n" and os.listdir(out.parent) == ["dog.png"]
+    pipe = loading.load(model, eraser=dog)
+    expected = images.generate(pipe, ["a dog"], [3], steps=2, guidance=4.0, batch_size=1)[0]
+    assert np.array_equal(np.asarray(Image.open(out)), expected)
+    assert "dog.png exists" in fails(command, capsys)
+    assert main([*command, "--force"]) == 0
+    assert not np.array_equal(np.asarray(Image.open(out)), expected)
+    capsys.readouterr()
+    assert "ends in .png, not" in fails([*command[:3], "-o", str(tmp_path / "folder")], capsys)
+
+
+def test_draw_makes_a_folder_of_a_table(model, tmp_path, capsys, monkeypatch):
+    (tmp_path / "prompts.csv").write_text("prompt,seed\na dog,1\n\na cat,2\n")
+    asked, given = [], {}
+    monkeypatch.setattr(images, "draw", lambda *args, **keywords: asked.append((args, keywords)), raising=False)
+    command = ["draw", model, str(tmp_path / "prompts.csv"), "-o", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert main([*command, "--part", "2/3", "--steps", "7", "--batch-size", "4", "--bf16", "--quiet"]) == 0
+    assert "note: " in capsys.readouterr().err
+    (pipe, table, folder), given = asked[0]
+    assert list(table.prompt) == ["a dog", "a cat"] and folder == tmp_path / "out" and pipe.unet is not None
+    assert given == dict(steps=50, guidance=7.5, batch_size=8, bf16=False, part=(1, 1), progress=True)
+    assert asked[1][1] == dict(steps=7, guidance=7.5, batch_size=4, bf16="auto", part=(2, 3), progress=False)
+    assert "must be a folder" in fails([*command[:3], "-o", str(tmp_path / "x.png")], capsys)
+    assert "is missing" in fails(["draw", model, "none.csv", "-o", str(tmp_path / "out")], capsys)
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(images, "draw", stopped)
+    assert main(command) == 130 and capsys.readouterr().err.endswith("interrupted: run the same command again\n")
+
+
+def test_draw_shares_a_table_among_workers(model, tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    (tmp_path / "prompts.csv").write_text("prompt,seed\na dog,1\n")
+    asked = []
+
+    class Client:
+        def __init__(self, cluster=None, scheduler_file=None):
+            asked.append((cluster, scheduler_file))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def scheduler_info(self, n_workers):
+            return {"workers": {"a": 1, "b": 2, "c": 3}}
+
+    def draw_parts(load, table, folder, client, parts, **settings):
+        asked.append((load["model"], len(table), folder, parts, settings["batch_size"]))
+
+    monkeypatch.setattr(distributed, "Client", Client)
+    monkeypatch.setattr(cluster, "local_cluster", nullcontext)
+    monkeypatch.setattr(cluster, "draw_parts", draw_parts, raising=False)
+    command = ["draw", model, str(tmp_path / "prompts.csv"), "-o", str(tmp_path / "out")]
+    assert main([*command, "--workers", "2"]) == 0 and main([*command, "--scheduler-file", "file"]) == 0
+    drawn = [(model, 1, tmp_path / "out", parts, 8) for parts in (8, 12)]
+    assert asked == [(2, None), drawn[0], (None, "file"), drawn[1]]
 
 
 def test_push_uploads_privately_unless_told_otherwise(tmp_path, capsys, monkeypatch):

@@ -95,23 +95,30 @@ def test_a_pipeline_folder_draws_as_the_edited_pipeline_and_leaves_it_as_found(p
     assert torch.equal(images(loaded), images(pipe if applied else eraser.apply(pipe)))
 
 
-def test_a_pipeline_folder_does_not_name_the_machines_folders(pipe, tmp_path):
+def test_a_pipeline_folder_does_not_name_the_machines_folders(pipe, tmp_path, monkeypatch):
     pipe.save_pretrained(tmp_path / "base")
-    loaded = DiffusionPipeline.from_pretrained(tmp_path / "base", local_files_only=True)
-    export.save_pipeline(rece.erase(loaded, "dog"), loaded, tmp_path / "made")
-    for file in tree(tmp_path / "made"):
-        assert str(tmp_path).encode() not in (tmp_path / "made" / file).read_bytes()
+    monkeypatch.chdir(tmp_path)
+    for name in (tmp_path / "base", "base", "./base"):
+        loaded = DiffusionPipeline.from_pretrained(name, local_files_only=True)
+        export.save_pipeline(rece.erase(loaded, "dog", rounds=0), loaded, tmp_path / "made")
+        for file in tree(tmp_path / "made"):
+            text = (tmp_path / "made" / file).read_bytes()
+            assert str(tmp_path).encode() not in text and b"_name_or_path" not in text
     DiffusionPipeline.from_pretrained(tmp_path / "made", local_files_only=True)
 
 
-def test_a_folder_that_exists_keeps_what_is_not_overwritten_and_a_failure_leaves_none(pipe, tmp_path, monkeypatch):
+def test_an_old_folder_is_replaced_whole_or_left_alone(pipe, tmp_path, monkeypatch):
     eraser, folder = rece.erase(pipe, "dog"), tmp_path / "folder"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
     (folder / "README.md").write_text("old")
+    with pytest.raises(FileExistsError, match="folder holds notes.txt, which is not part of this export: choose"):
+        export.save_folder(eraser, pipe, folder, "weights")
+    assert tree(folder) == ["README.md", "notes.txt"] and (folder / "README.md").read_text() == "old"
+    (folder / "notes.txt").unlink()
     export.save_folder(eraser, pipe, folder, "weights")
-    assert tree(folder) == ["README.md", "notes.txt", "weights.safetensors"]
-    assert (folder / "notes.txt").read_text() == "mine" and "without dog" in (folder / "README.md").read_text()
+    assert tree(folder) == ["README.md", "weights.safetensors"] and os.listdir(tmp_path) == ["folder"]
+    assert "without dog" in (folder / "README.md").read_text()
 
     def full(*_, **__):
         raise OSError("No space left on device")
@@ -120,9 +127,42 @@ def test_a_folder_that_exists_keeps_what_is_not_overwritten_and_a_failure_leaves
     with pytest.raises(OSError, match="No space left"):
         export.save_folder(eraser, pipe, tmp_path / "other", "pipeline")
     assert os.listdir(tmp_path) == ["folder"] and layers.fused(pipe) is None
+    before, moved, replace = (folder / "README.md").read_text(), [], os.replace
+
+    def once(source, target):
+        moved.append(target)
+        if len(moved) == 3:  # the new folder's turn, after a file and the old folder
+            raise OSError("Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", once)
+    with pytest.raises(OSError, match="Input/output"):
+        export.save_folder(rece.erase(pipe, "cat"), pipe, folder, "weights")
+    assert (folder / "README.md").read_text() == before and os.listdir(tmp_path) == ["folder"]
+    monkeypatch.undo()
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match="file is a file: choose a folder"):
         export.save_pipeline(eraser, pipe, tmp_path / "file")
+
+
+def test_the_folder_that_the_pipeline_was_loaded_from_is_refused(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "base")
+    loaded = DiffusionPipeline.from_pretrained(tmp_path / "base", local_files_only=True)
+    eraser = rece.erase(loaded, "dog", rounds=0)
+    for save in (export.save_pipeline, export.save_folder):
+        with pytest.raises(ValueError, match="folder: the pipeline was loaded from .*base: write to another folder"):
+            save(eraser, loaded, tmp_path / "sub" / ".." / "base")
+    assert not (tmp_path / "base" / "README.md").exists()
+
+
+def test_files_have_the_permissions_that_the_umask_leaves(pipe, tmp_path):
+    before = os.umask(0o027)
+    try:
+        export.save_folder(rece.erase(pipe, "dog", rounds=0), pipe, tmp_path / "out", "eraser")
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / "out" / name).stat().st_mode & 0o777 for name in ("", "README.md", "eraser.safetensors")]
+    assert modes == [0o750, 0o640, 0o640]
 
 
 def test_another_eraser_on_the_pipeline_is_refused(pipe, tmp_path):

@@ -56,11 +56,14 @@ def save_pipeline(eraser: Eraser, pipe: DiffusionPipeline, folder: str | Path, v
     """Write the whole pipeline, the eraser fused into its weights, for `DiffusionPipeline.from_pretrained(folder)`.
 
     In the pipeline's own dtype, as safetensors. variant: a word in the file names ("fp16"), as `save_pretrained` has
-    it. A new folder is whole or not there; in one that exists, files of the same names are replaced one by one. The
-    pipeline is left as it was found. Raises ValueError if the eraser does not fit or the pipeline carries another one.
+    it. The file rece.json in it holds the provenance. The folder is whole or not there, see `files.replacing_folder`.
+    The pipeline is left as it was found.
+    Raises ValueError if the eraser does not fit, if the pipeline carries another one, or if it was loaded from this
+    folder; FileExistsError if the folder holds other files.
     """
-    with files.replacing_folder(folder) as part, applied(eraser, pipe):
-        _save_pipeline(pipe, part, variant)
+    _not_the_source(pipe, folder)
+    with files.replacing_folder(folder) as part:
+        _save_pipeline(eraser, pipe, part, variant)
 
 
 def save_folder(
@@ -79,8 +82,11 @@ def save_folder(
     kind: "lora" (see `Eraser.save_lora`; rank is its own), "weights" (see `save_weights`), "pipeline" (see
     `save_pipeline`; variant is its own) or "eraser" (see `Eraser.save`). dtype: of a LoRA (float32 by default) or
     of weights. about: keywords of `card`.
-    A new folder is whole or not there. Raises ValueError naming the parameter, before anything is written.
+    The folder is whole or not there, and never a mixture of two exports, see `files.replacing_folder`.
+    Raises ValueError naming the parameter, before anything is written, also if the pipeline was loaded from this
+    folder; FileExistsError if the folder holds other files.
     """
+    _not_the_source(pipe, folder)
     for name, value, kinds in (
         ("rank", rank, ("lora",)),
         ("variant", variant, ("pipeline",)),
@@ -97,8 +103,7 @@ def save_folder(
         elif kind == "eraser":
             eraser.save(made / FILES[kind])
         else:
-            with applied(eraser, pipe):
-                _save_pipeline(pipe, made, variant)
+            _save_pipeline(eraser, pipe, made, variant)
         (made / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -146,10 +151,17 @@ def push_to_hub(
     return commit.commit_url
 
 
-def _save_pipeline(pipe: DiffusionPipeline, folder: Path, variant: str | None) -> None:
-    pipe.save_pretrained(folder, safe_serialization=True, variant=variant)
+def _not_the_source(pipe: DiffusionPipeline, folder: str | Path) -> None:
+    source = Path(str(pipe.config.get("_name_or_path") or ""))
+    if pipe.config.get("_name_or_path") and source.exists() and source.resolve() == Path(folder).resolve():
+        raise ValueError(f"folder: the pipeline was loaded from {folder}: write to another folder")
+
+
+def _save_pipeline(eraser: Eraser, pipe: DiffusionPipeline, folder: Path, variant: str | None) -> None:
+    with applied(eraser, pipe):
+        pipe.save_pretrained(folder, safe_serialization=True, variant=variant)
     for path in [*folder.glob("*.json"), *folder.glob("*/config.json")]:
         config = json.loads(path.read_text(encoding="utf-8"))
-        if Path(str(config.get("_name_or_path", ""))).is_absolute():  # a folder of this machine
-            del config["_name_or_path"]
+        if config.pop("_name_or_path", None) is not None:  # may be a folder of this machine
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / "rece.json").write_text(json.dumps(eraser.provenance, indent=2) + "\n", encoding="utf-8")
