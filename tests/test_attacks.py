@@ -247,6 +247,17 @@ def test_closed_form_undoes_an_invertible_map(pipe):
     assert np.abs(brought_back - generate(victim, PROMPTS, SEEDS, **quick)).max() > 1
 
 
+def test_closed_form_reads_weights_in_a_sequential_offload(victim, pipe):
+    from accelerate import cpu_offload
+
+    found = run("closed_form", victim, pipe)
+    for model in (victim, pipe):
+        cpu_offload(model.unet, execution_device=torch.device("cpu"))
+    assert next(iter(layers.prompt_layers(victim).values())).weight.is_meta
+    again = run("closed_form", victim, pipe)
+    assert torch.equal(again.embeds, found.embeds) and again.losses == found.losses
+
+
 def test_closed_form_refuses(victim, pipe):
     with pytest.raises(ValueError, match="lamb must be a non-negative finite number"):
         run("closed_form", victim, pipe, lamb=-1.0)
