@@ -41,8 +41,8 @@ SWITCH = "true or false", lambda value: isinstance(value, bool)
 KEYWORDS: dict[str, tuple[str, Callable]] = {
     "target": ("a text or a list of texts", lambda value: _text(value) or _texts(value)),
     "preserve": TEXTS,
-    "preserve_uce": TEXTS,
-    "preserve_rounds": TEXTS,
+    "start.preserve": TEXTS,
+    "each.preserve": TEXTS,
     "others": TEXTS,
     "rounds": (
         'a whole number, 0 or more, or "auto"',
@@ -52,15 +52,15 @@ KEYWORDS: dict[str, tuple[str, Callable]] = {
     "relative": SWITCH,
     "pooled": SWITCH,
     "progress": SWITCH,
-    "lamb": POSITIVE,
-    "erase_scale": POSITIVE,
-    "preserve_scale": NOT_NEGATIVE,
-    "derive_lamb": POSITIVE,
-    "uce_lamb": POSITIVE,
-    "uce_erase_scale": POSITIVE,
-    "uce_preserve_scale": NOT_NEGATIVE,
-    "reg": ("a text", _text),
-    "uce_tokens": ('"rest" or "last"', lambda value: value in ("rest", "last")),
+    "each.lamb": POSITIVE,
+    "each.erase_scale": POSITIVE,
+    "each.preserve_scale": NOT_NEGATIVE,
+    "each.derive_lamb": POSITIVE,
+    "start.lamb": POSITIVE,
+    "start.erase_scale": POSITIVE,
+    "start.preserve_scale": NOT_NEGATIVE,
+    "each.reg": ("a text", _text),
+    "start.tokens": ('"rest" or "last"', lambda value: value in ("rest", "last")),
 }
 
 
@@ -170,10 +170,10 @@ def erase(
     derive_lamb: Annotated[
         float | None, _option("derive-lamb", "lambda of the derived embedding (default 0.1)", "NUMBER")
     ] = None,
-    uce_lamb: Annotated[float | None, _option("uce-lamb", "lambda of UCE (default 0.5)", "NUMBER")] = None,
+    start_lamb: Annotated[float | None, _option("start-lamb", "lambda of UCE (default 0.5)", "NUMBER")] = None,
     set_: Annotated[
         list[str] | None,
-        _option("set", "any other keyword of rece.erase, e.g. uce_tokens=last pooled=false", "NAME=VALUE"),
+        _option("set", "any other keyword of rece.erase, e.g. start.tokens=last pooled=false", "NAME=VALUE"),
     ] = None,
     force: Force = False,
     revision: Revision = None,
@@ -185,8 +185,8 @@ def erase(
     _free(output, False, force, model)
     if preserve_file is not None:
         preserve = [*(preserve or []), *_lines(preserve_file)]
-    keywords = {"target": target, "preserve": preserve, "others": others, "lamb": lamb, "derive_lamb": derive_lamb}
-    keywords |= {"preserve_scale": preserve_scale, "uce_lamb": uce_lamb}
+    keywords = {"target": target, "preserve": preserve, "others": others, "start.lamb": start_lamb}
+    keywords |= {"each.lamb": lamb, "each.preserve_scale": preserve_scale, "each.derive_lamb": derive_lamb}
     keywords |= {"rounds": rounds if rounds is None else _value(rounds)}
     keywords |= {"anchored": anchored or None, "relative": relative or None}
     settings = _keywords(keywords, set_ or [])
@@ -405,7 +405,7 @@ def draw(
         raise ValueError("-o must be a folder, as a csv file gives many pictures")
     _known(model, revision)
     from rece import cluster, images, loading
-    from rece.prompts import read
+    from rece.sharing.prompts import read
 
     read = read(prompts)
     for repair in read.repairs:
@@ -502,6 +502,8 @@ def _lines(file: Path) -> list[str]:
 def _keywords(options: dict, pairs: list[str]) -> dict:
     """The keywords of rece.erase that were given: options by keyword (None: not given), and NAME=VALUE of --set.
 
+    A number of the start or of each round has a name like start.lamb.
+
     Raises ValueError for a name that is unknown or given twice, and for a value of the wrong kind.
     """
     settings = {name: value for name, value in options.items() if value is not None}
@@ -518,7 +520,12 @@ def _keywords(options: dict, pairs: list[str]) -> dict:
         meaning, holds = KEYWORDS[name]
         if not holds(value):
             raise ValueError(f"{name} must be {meaning}, not {value!r}")
-    return settings
+    nested = {name: value for name, value in settings.items() if "." not in name}
+    for name, value in settings.items():
+        if "." in name:
+            group, number = name.split(".")
+            nested.setdefault(group, {})[number] = value
+    return nested
 
 
 def _value(text: str):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import fields
 from importlib import metadata
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import rece
-from rece import cluster, images, loading
+from rece import cluster, erasing, images, loading
 from rece.__main__ import KEYWORDS, main
 from rece.sharing import export, show
 
@@ -58,9 +59,21 @@ def test_every_option_of_erase_arrives(model, tmp_path):
     (tmp_path / "kept.txt").write_text("sun\n\nmoon \n", encoding="utf-8")
     command = ["erase", model, "dog", "big cat", "-o", str(tmp_path / "new" / "e.safetensors"), "--dtype", "float64"]
     command += ["--target", "animal", " ", "--preserve", "cup", "--preserve-file", str(tmp_path / "kept.txt")]
-    command += ["--rounds", "2", "--lamb", "0.2", "--preserve-scale", "0.3", "--derive-lamb", "0.4", "--uce-lamb", "5"]
-    command += ["--anchored", "--relative", "--set", "reg=target", "erase_scale=2", "--set", "preserve_uce=[a, b]"]
-    command += ["uce_tokens=last", "pooled=false"]
+    command += [
+        "--rounds",
+        "2",
+        "--lamb",
+        "0.2",
+        "--preserve-scale",
+        "0.3",
+        "--derive-lamb",
+        "0.4",
+        "--start-lamb",
+        "5",
+    ]
+    command += ["--anchored", "--relative", "--set", "each.reg=target", "each.erase_scale=2"]
+    command += ["--set", "start.preserve=[a, b]"]
+    command += ["start.tokens=last", "pooled=false"]
     assert main(command) == 0
     expected = rece.erase(
         loading.load(model, dtype="float64"),
@@ -68,16 +81,10 @@ def test_every_option_of_erase_arrives(model, tmp_path):
         target=["animal", " "],
         preserve=["cup", "sun", "moon"],
         rounds=2,
-        lamb=0.2,
-        preserve_scale=0.3,
-        derive_lamb=0.4,
-        uce_lamb=5.0,
+        start={"lamb": 5.0, "preserve": ["a", "b"], "tokens": "last"},
+        each={"lamb": 0.2, "preserve_scale": 0.3, "derive_lamb": 0.4, "reg": "target", "erase_scale": 2},
         anchored=True,
         relative=True,
-        reg="target",
-        erase_scale=2,
-        preserve_uce=["a", "b"],
-        uce_tokens="last",
         pooled=False,
     )
     found = rece.Eraser.load(tmp_path / "new" / "e.safetensors")
@@ -94,6 +101,9 @@ def test_rounds_auto_and_its_others(model, tmp_path):
 def test_set_knows_every_keyword_of_erase(model, tmp_path, capsys):
     known = fails(["erase", model, "dog", "-o", str(tmp_path / "e.safetensors"), "--set", "lambda=1"], capsys)
     keywords = [name for name, one in inspect.signature(rece.erase).parameters.items() if one.kind is one.KEYWORD_ONLY]
+    numbers = {"start": erasing.Start, "each": erasing.Round}
+    keywords = [name for name in keywords if name not in numbers]
+    keywords += [f"{group}.{field.name}" for group, kind in numbers.items() for field in fields(kind)]
     assert sorted(keywords) == sorted(KEYWORDS) and "not 'lambda=1'" in known
     assert all(name in known for name in keywords)
 
@@ -220,7 +230,10 @@ MISTAKES = {
     "twice": (["erase", "{model}", "dog", "--lamb", "1", "--set", "lamb=2"], "lamb is given twice"),
     "no switch": (["erase", "{model}", "dog", "--set", "pooled=maybe"], "pooled must be true or false, not 'maybe'"),
     "no text": (["erase", "{model}", "dog", "--set", "target=5"], "target must be a text or a list of texts, not 5"),
-    "no token form": (["erase", "{model}", "dog", "--set", "uce_tokens=lst"], 'uce_tokens must be "rest" or "last"'),
+    "no token form": (
+        ["erase", "{model}", "dog", "--set", "start.tokens=lst"],
+        'start.tokens must be "rest" or "last"',
+    ),
     "no YAML": (["erase", "{model}", "dog", "--set", "preserve=[a"], "'\\[a' is no YAML value"),
     "no object": (["erase", "{model}", "dog", "--set", "reg=!!python/name:os.system"], "is no YAML value"),
     "preserve file": (["erase", "{model}", "dog", "--preserve-file", "{tmp}/no"], "No such file"),
@@ -252,15 +265,15 @@ def test_files_that_are_not_ours_are_told(tmp_path, model, capsys):
 
 def test_wrong_settings_are_refused_before_anything_heavy_is_imported(tmp_path):
     output = ["-o", str(tmp_path / "e.safetensors")]
-    for wrong in (["--set", "uce_tokns=last"], ["--set", "lamb=0"], ["--rounds", "few"], []):
+    for wrong in (["--set", "start.tokns=last"], ["--set", "each.lamb=0"], ["--rounds", "few"], []):
         assert not heavy(["erase", "data/emoji-difusion", "dog", *output, *wrong], 1)
 
 
 def test_numbers_of_set_are_read_as_python_reads_them(model, tmp_path):
     command = ["erase", model, "dog", "-o", str(tmp_path / "e.safetensors"), "--rounds", "0"]
-    assert main([*command, "--set", "erase_scale=1e-3", "uce_lamb=2"]) == 0
+    assert main([*command, "--set", "each.erase_scale=1e-3", "start.lamb=2"]) == 0
     made = rece.Eraser.load(tmp_path / "e.safetensors").provenance
-    assert made["erase_scale"] == 1e-3 and made["uce_lamb"] == 2 and made["rounds"] == 0
+    assert made["each"]["erase_scale"] == 1e-3 and made["start"]["lamb"] == 2 and made["rounds"] == 0
 
 
 def test_a_list_is_repeated_or_in_one_go_and_ends_at_the_next_option(model, tmp_path):

@@ -1,12 +1,10 @@
 """The published experiments: parameters, DVC stages, and the way from prompt files to tables at tiny sizes."""
 
-import inspect
 import json
 import re
 import runpy
 import subprocess
 import sys
-from importlib import import_module
 from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,14 +26,14 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 import rece
+from rece import attacks, judges, methods
 from rece import images as drawing
-from rece import judges, methods
 from rece.__main__ import main
 from rece.attacks import Attempts
 from rece.emoji import world as worlds
 from rece.images import generate
 from rece.judges.classifier import Classifier
-from rece.prompts import read
+from rece.sharing.prompts import read
 from rece.study import certified, config, paper, plan, preservation, results, statistics
 from rece.study import experiment as running
 
@@ -128,7 +126,7 @@ def test_every_attack_takes_its_keywords_and_knows_what_it_needs():
             assert set(budgets) >= {"plain"} | {f"plain_{further}" for further in list(spec["asked"])[1:]}
             for attack, budget in budgets.items():
                 module = running.module(attack, budget)
-                known = inspect.signature(import_module(f"rece.attacks.{module}").attack).parameters
+                known = attacks.budget_items(module)
                 assert set(budget) - {"attack", "n", "asked", "control"} <= set(known), attack
                 if module in ("concept_vector", "ring_a_bell"):
                     assert "pairs" in spec["known"], f"{name}: {attack} needs pairs"

@@ -11,7 +11,7 @@ import yaml
 from dvc.repo import Repo
 from project import PAPER, ROOT
 
-from rece import prompts
+from rece.sharing import prompts
 
 IMPORTS = PAPER / "prompts"
 COLUMNS = ["case", "prompt", "seed", "guidance", "width", "height", "label"]

@@ -7,9 +7,9 @@ prompts, about photographs.
 import numpy as np
 import pandas as pd
 
-from rece import prompts
 from rece.emoji import world as worlds
 from rece.emoji.world import World
+from rece.sharing import prompts
 from rece.study.config import root
 
 ORIGINAL, CONTROL, ANY = "original", "control", "any"  # what results call models beside the methods

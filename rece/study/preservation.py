@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline
 from rece.emoji.world import World
 from rece.images import generate as draw
 from rece.judges import scores
-from rece.prompts import match_images
+from rece.sharing.prompts import match_images
 from rece.study import config, plan, statistics
 from rece.study.experiment import ORIGINAL, drawn_in_batches, images_folder
 from rece.study.parallel import cells
