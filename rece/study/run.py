@@ -25,9 +25,9 @@ def run(notebook: str | Path, output: str | Path, file: str | Path, given: dict)
     if unknown:
         raise ValueError(f"{notebook} has no parameter {unknown[0]!r}: it has {', '.join(known)}")
     parameters = {name: value for name, value in config.params(Path(file)).items() if name in known} | given
-    for section in ("concept", "numbers"):
-        if isinstance(parameters.get(section), dict) and "name" in given:
-            parameters[section] = {given["name"]: parameters[section][given["name"]]}
+    asked = [given["name"]] if "name" in given else parameters.get("concepts", [])
+    if "concept" in parameters:
+        parameters["concept"] = {name: parameters["concept"][name] for name in asked}
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     quiet = {"progress_bar": False, "log_output": False}
     papermill.execute_notebook(str(notebook), str(output), parameters, cwd=str(Path(notebook).parent), **quiet)
