@@ -21,7 +21,7 @@ HOMES = {
 
 
 def __getattr__(name: str):
-    """Imports a name when it is first used: torch and diffusers take seconds, which `python -m rece --help` need not
+    """Imports a name when it is first used: torch and diffusers take seconds, which `rece --help` need not
     wait for."""
     if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,6 @@
 """Files for other people's code: weights, pipelines and LoRAs load with plain diffusers; cards say what is known."""
 
+import ast
 import json
 import os
 import re
@@ -186,11 +187,11 @@ def test_the_lines_of_the_card_load_the_folder_it_is_in(pipe, tmp_path, monkeypa
     assert kind == "pipeline" or tree(tmp_path / "made") == sorted(["README.md", export.FILES[kind]])
     (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "made" / "README.md").read_text(), re.DOTALL)
     assert len(code.splitlines()) <= 6
-    lines = code.replace("<this folder>", str(tmp_path / "made")).splitlines()
+    lines = code.splitlines()
     monkeypatch.chdir(tmp_path / "made")
     names = {}
     exec("\n".join(lines[:-1]), names)  # all but the drawing, which would take 50 steps
-    assert lines[-1].startswith("image = pipe(")
+    assert lines[-1] == 'image = pipe("dog").images[0]'
     names["pipe"].set_progress_bar_config(disable=True)
     assert_close(images(names["pipe"]), images(eraser.apply(pipe)), atol=1e-4, rtol=0)
 
@@ -254,6 +255,55 @@ def test_cards_of_composed_recovered_and_unknown_erasers(pipe):
     assert "# a/b, edited\n" in unknown and "concepts that the file does not name" in unknown
     balanced = rece.Eraser(torch.eye(4), {"concepts": ["doctor"], "attributes": ["woman", "man"]})
     assert '"doctor"`, balanced over `"woman"`, `"man"`.' in export.card(balanced, base_model="a/b", licence=None)
+
+
+HOSTILE = (
+    '<img src=x onerror=alert(1)> [a](javascript:b) `c` | \n```\n"); import os; os.system("id") # \x1b[31m \u202e'
+)
+
+
+def test_text_of_a_file_stays_text_in_a_card():
+    provenance = {
+        "concepts": [HOSTILE],
+        "target": [HOSTILE],
+        "base_model": HOSTILE,
+        "revision": HOSTILE,
+        HOSTILE: {HOSTILE: [HOSTILE]},
+        "rounds": HOSTILE,
+        "versions": {HOSTILE: HOSTILE},
+    }
+    texts = [export.card(rece.Eraser(torch.eye(4), provenance), kind=kind) for kind in export.FILES]
+    others = {"recovered": {"file": HOSTILE, "residual": 0.1}}, {"concepts": [HOSTILE], "attributes": [HOSTILE] * 2}
+    for text in texts + [export.card(rece.Eraser(torch.eye(4), other), base_model=HOSTILE) for other in others]:
+        assert "\x1b" not in text and "\u202e" not in text
+        (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        assert not any(
+            isinstance(node, ast.Import) and node.names[0].name == "os" for node in ast.walk(ast.parse(code))
+        )
+        rest = text.replace(code, "")
+        assert rest.count("```") == 2
+        assert not re.search(r"<img|\(javascript", re.sub(r"`[^`\n]*`", "", rest))
+        for line in rest.splitlines():
+            assert not line.startswith("|") or len(re.findall(r"(?<!\\)\|", line)) == 3
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [{"versions": [1]}, {"recovered": {}}, {"target": ["a"]}, {"composed": 5}, {"composed": [5]}, {"base_model": 5}],
+)
+def test_a_damaged_provenance_is_one_line(provenance):
+    with pytest.raises(ValueError, match="provenance is not of the form|base_model must be") as error:
+        export.card(rece.Eraser(torch.eye(4), provenance))
+    assert "\n" not in str(error.value)
+
+
+def test_a_card_asks_for_the_path_of_a_local_base_model(pipe):
+    text = export.card(rece.erase(pipe, "dog", rounds=0), base_model="tiny-model")
+    assert (
+        "with the path of the base model's folder in place of" in text
+        and 'from_pretrained("path/to/tiny-model")' in text
+    )
+    assert "path/to" not in export.card(rece.Eraser(torch.eye(4)), base_model="owner/name")
 
 
 BAD = {
