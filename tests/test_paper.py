@@ -703,6 +703,22 @@ def test_fid_is_from_the_photographs_of_the_same_ids(tmp_path, pipe, photographs
     np.testing.assert_allclose(table.value, literal, rtol=1e-3)
 
 
+def test_each_set_is_drawn_once_and_the_photographs_are_read_once(tmp_path, pipe, photographs, monkeypatch):
+    log, drawn, draw = [], [], running.draw
+    monkeypatch.setattr(running, "draw", lambda *given, **more: drawn.append(len(given[1])) or draw(*given, **more))
+    monkeypatch.setattr("rece.judges.scores.clip_score", grey)
+    monkeypatch.setattr(
+        "rece.judges.scores.FrechetInceptionDistance",
+        lambda feature, antialias, **settings: FrechetInceptionDistance(feature=Means(log), **settings),
+    )
+    source = kept(tmp_path, "coco", ["a", "b", "c"], ["accuracy", "clip", "fid"], coco_id=[203564, 3, 42])
+    settings = evaluation(accuracy={}, clip={}, fid={"reference": str(photographs), "size": 24})
+    spec = {"erase": ["dog"], "kept": {"coco": source}}
+    table = preservation.kept_sets(victims_of(pipe), spec, Bright(), GENERATE, settings)
+    assert drawn == [3, 3] and len(table) == 2 * 3
+    assert [shape[0] for shape in log] == [3] * 3  # the photographs, then the images of each method
+
+
 def test_without_photographs_fid_is_left_out_and_the_rest_stays(tmp_path, pipe, monkeypatch):
     monkeypatch.setattr("rece.judges.scores.clip_score", grey)
     source = kept(tmp_path, "coco", ["a", "b"], ["clip", "fid"], coco_id=[1, 2])

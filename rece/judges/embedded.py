@@ -1,7 +1,7 @@
 """The judge: an independent classifier that says which object an image shows and in whose style."""
 
+import hashlib
 import json
-import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -9,12 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from rece import files
 from rece import images as form
-from rece.judges import sha256
 
 
 class Verdict(NamedTuple):
@@ -27,9 +26,8 @@ class Verdict(NamedTuple):
 class Judge(nn.Module):
     """A six-layer CNN with two heads, trained on jittered real drawings and never on generated images (ours).
 
-    `forward` takes uint8 images (n, 3, h, w) and returns the (n, 128) features under both heads, so that
-    torchmetrics can
-    use the judge as a feature extractor. `judge(images)` on uint8 numpy images (n, h, w, 3) is `judge.classify`.
+    `forward` returns the features that both heads read, so torchmetrics can use the judge as a feature extractor.
+    `classify` judges images. Source: ours.
     """
 
     num_features = 128
@@ -57,7 +55,7 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def classify(self, images: np.ndarray, batch_size: int = 256) -> Verdict:
-        """Judge uint8 images (n, h, w, 3); raises ValueError for any other form."""
+        """Class probabilities of uint8 images (n, h, w, 3). Raises ValueError for any other form."""
         form.check(images)
         if not len(images):
             return Verdict(np.zeros((0, len(self.objects)), "f4"), np.zeros((0, len(self.styles)), "f4"))
@@ -88,13 +86,10 @@ class Judge(nn.Module):
 
     def describe(self) -> dict:
         """What one needs to repeat the judgement: version, sha256 of the saved weights, and the classes."""
-        with tempfile.TemporaryDirectory() as folder:
-            self.save(folder)
-            digest = sha256(folder)
         return {
             "judge": "embedded",
             "package": f"rece {metadata.version('rece')}",
-            "sha256": digest,
+            "sha256": hashlib.sha256(self._file()).hexdigest(),
             "objects": self.objects,
             "styles": self.styles,
             "threshold": self.threshold,
@@ -104,15 +99,20 @@ class Judge(nn.Module):
         """Write `model.safetensors` (fp16 weights) and `labels.json` into `folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in self.state_dict().items()}
-        files.write(weights, folder / "model.safetensors", {"format": "pt"})
+        with files.replacing(folder / "model.safetensors") as file:
+            file.write(self._file())
         (folder / "labels.json").write_text(
             json.dumps({"objects": self.objects, "styles": self.styles}, indent=1) + "\n"
         )
 
+    def _file(self) -> bytes:
+        """The content of model.safetensors: the weights in fp16. The same weights give the same bytes."""
+        weights = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in self.state_dict().items()}
+        return save(weights, metadata={"format": "pt"})
+
     @classmethod
     def load(cls, folder: str | Path) -> "Judge":
-        """Read a saved judge in eval mode, float32; raises FileNotFoundError if `folder` holds none."""
+        """Read a saved judge in eval mode, float32. Raises FileNotFoundError if `folder` holds none."""
         folder = Path(folder)
         if not (folder / "labels.json").exists():
             raise FileNotFoundError(

@@ -1,5 +1,8 @@
 """What an eraser leaves as it was: prompts that do not ask for the concept, drawn by every method and scored."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
+
 import numpy as np
 import pandas as pd
 from diffusers import DiffusionPipeline
@@ -78,30 +81,36 @@ def kept_sets(
         sets[name] = rows, wanted, photographs
     found = []
     for name, (rows, wanted, photographs) in sets.items():
-        for method in victims:
-
-            def batches(of=method, rows=rows, name=name):
-                folder = images_folder(evaluate, concept, of, f"kept-{name}")
-                return drawn_in_batches(victims[of], rows, generate, folder)
-
-            def images(of=method, batches=batches):
-                return (pictures for _, pictures in batches(of))
-
+        numbers = {score: {k: v for k, v in settings[score].items() if k != "reference"} for score in wanted}
+        fid = None
+        if "fid" in wanted:  # the photographs are read once for all methods
+            fid = scores.FID(scores.reference_batches(photographs, numbers["fid"].get("size", 299)), **numbers["fid"])
+        originals = None
+        for method, pipe in victims.items() if wanted else ():
+            drawn = partial(
+                drawn_in_batches, pipe, rows, generate, images_folder(evaluate, concept, method, f"kept-{name}")
+            )
+            if evaluate["images"] is None:  # no folder to read from again: hold the images for all scores
+                drawn = partial(iter, list(drawn()))
+            originals = drawn if method == ORIGINAL else originals
             for score in wanted:
                 row = {"set": name, "method": method, "score": score, "n": len(rows)}
-                keywords = {key: value for key, value in settings[score].items() if key != "reference"}
                 if score == "accuracy":
-                    answers = [judge.answers(pictures, part.reset_index(drop=True)) for part, pictures in batches()]
+                    answers = [judge.answers(pictures, part.reset_index(drop=True)) for part, pictures in drawn()]
                     right = statistics.success_rate(plan.hits(judge, pd.concat(answers, ignore_index=True)))
                     found.append(row | {"value": right["rate"], "low": right["low"], "high": right["high"]})
                 elif score == "clip":
-                    found.append(row | _mean(scores.clip_score(images(), list(rows.prompt), **keywords)))
+                    found.append(row | _mean(scores.clip_score(_images(drawn), list(rows.prompt), **numbers["clip"])))
                 elif score == "lpips":
-                    found.append(row | _mean(scores.lpips(images(), images(ORIGINAL), **keywords)))
+                    found.append(row | _mean(scores.lpips(_images(drawn), _images(originals), **numbers["lpips"])))
                 else:
-                    reference = scores.reference_batches(photographs, keywords.get("size", 299))
-                    found.append(row | {"value": scores.fid(images(), reference, **keywords)["value"]})
+                    found.append(row | {"value": fid(_images(drawn))["value"]})
     return pd.DataFrame(found, columns=["set", "method", "score", "value", "low", "high", "n"])
+
+
+def _images(drawn: Callable) -> Iterator[np.ndarray]:
+    """The batches of images alone, without their rows."""
+    return (images for _, images in drawn())
 
 
 def _mean(values: np.ndarray) -> dict:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, spearmanr
+from scipy.stats import binomtest, bootstrap, spearmanr
 
 RATE = ["n", "successes", "rate", "low", "high"]
 SUCCESS = ["method", "attack", "access", "kind", *RATE, "prompts", "top1_rate"]
@@ -38,21 +38,25 @@ def success_rate(hits: Sequence[bool], **columns) -> dict:
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float], repeats: int = 2000, seed: int = 0) -> dict:
-    """Spearman's rank correlation of two columns and its 95 % bootstrap interval: rho, low, high, n.
+    """Spearman's rank correlation of two columns and its 95 % bootstrap interval: a dict of rho, low, high and n.
 
-    The points are resampled `repeats` times with a fixed seed (percentile interval); resamples in which a column does
-    not vary are left out. Raises ValueError if there are fewer than four points or a column does not vary.
+    The interval is the percentile interval over `repeats` resamples of the points, drawn with a fixed seed. Resamples
+    in which a column has one value only are left out, since they have no correlation.
+    Raises ValueError if there are fewer than four points, if a value is not finite, or if a column has one value only.
+    Source: scipy.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     if len(x) != len(y) or len(x) < 4 or not np.isfinite([x, y]).all() or min(np.ptp(x), np.ptp(y)) == 0:
         raise ValueError("x and y must be finite, of one length of 4 or more, and vary")
-    random, found = np.random.default_rng(seed), []
-    for _ in range(repeats):
-        pick = random.integers(len(x), size=len(x))
-        if np.ptp(x[pick]) > 0 and np.ptp(y[pick]) > 0:
-            found.append(spearmanr(x[pick], y[pick]).statistic)
-    low, high = np.quantile(found, [0.025, 0.975])
-    return {"rho": float(spearmanr(x, y).statistic), "low": float(low), "high": float(high), "n": len(x)}
+
+    def rho(x, y):
+        return spearmanr(x, y).statistic if np.ptp(x) > 0 and np.ptp(y) > 0 else np.nan
+
+    drawn = bootstrap(
+        (x, y), rho, paired=True, vectorized=False, n_resamples=repeats, method="percentile", rng=seed
+    ).bootstrap_distribution
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return {"rho": float(rho(x, y)), "low": float(low), "high": float(high), "n": len(x)}
 
 
 def success(drawn: pd.DataFrame) -> pd.DataFrame:
