@@ -1,29 +1,30 @@
 """Erase concepts from text-to-image models in closed form: RECE and UCE as one small matrix."""
 
+import os
 from importlib import import_module
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rece.certificate import Certificate, certify
-    from rece.debiasing import debias
-    from rece.eraser import Eraser
-    from rece.erasing import erase
-
-__all__ = ["Certificate", "Eraser", "certify", "debias", "erase"]
+# Idle OpenMP threads sleep. If they spin, a small model is ten times slower on a busy machine. Torch reads it at import.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 HOMES = {
     "Certificate": "certificate",
     "Eraser": "eraser",
+    "Round": "erasing",
+    "Start": "erasing",
     "certify": "certificate",
     "debias": "debiasing",
     "erase": "erasing",
 }
+__all__ = list(HOMES)
 
 
 def __getattr__(name: str):
-    """Imports a name when it is first used: torch and diffusers take seconds, which `rece --help` need not
-    wait for."""
+    """Imports a name when it is first used: torch and diffusers take seconds, and `rece --help` needs neither."""
     if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = getattr(import_module(f"rece.{HOMES[name]}"), name)
     return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *HOMES]

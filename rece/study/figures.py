@@ -148,7 +148,13 @@ def rates(table: pd.DataFrame) -> Figure:
             errors = np.abs([rows.rate - rows.low, rows.high - rows.rate])
             ax.bar(x, rows.rate, 0.9 * width, color=colour(method), alpha=0.85, label=label(method, METHODS))
             ax.errorbar(x, rows.rate, yerr=errors, fmt="none", ecolor="0.2", elinewidth=0.8, capsize=1.5)
-        ax.set(ylim=(0, 1.03), xticks=np.arange(len(attacks)), xlim=(-0.6, len(attacks) - 0.4))
+        counts = table[table.kind == kind].groupby("attack").n
+        for x, attack in enumerate(attacks):
+            if attack in counts.groups:
+                low, high = counts.min()[attack], counts.max()[attack]
+                text = f"n = {low}" if low == high else f"n = {low}–{high}"
+                ax.annotate(text, (x, 1.01), ha="center", va="bottom", fontsize=7, color="0.35")
+        ax.set(ylim=(0, 1.1), xticks=np.arange(len(attacks)), xlim=(-0.6, len(attacks) - 0.4))
         ax.set_title(KINDS.get(kind, kind), fontsize=11, loc="left")
         ax.set_ylabel("success rate")
         ax.grid(axis="y", color="0.9")

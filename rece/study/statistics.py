@@ -118,8 +118,20 @@ def detections(drawn: pd.DataFrame, judge) -> dict[str, pd.DataFrame]:
 
 
 def pooled(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Counts (n, successes) of several tables added up over all columns but `by`, with new rates and intervals."""
-    rows = []
+    """Counts (n, successes) of several tables added up over all columns but `by`, with new rates and intervals.
+
+    Raises ValueError if methods would stand side by side that were measured on different concepts.
+    """
+    rows, along = [], [name for name in by if name != "method"]
+    if "concept" in table:
+        for key, part in table.groupby(along, sort=False):
+            sets = part.groupby("method").concept.agg(frozenset)
+            odd = sets[sets != sets.mode()[0]]
+            if len(odd):
+                raise ValueError(
+                    f"{odd.index[0]} was measured on {', '.join(sorted(odd.iloc[0]))} only, other methods on "
+                    f"{', '.join(sorted(sets.mode()[0]))} ({', '.join(key)}): run it on all of them, or leave it out"
+                )
     for key, part in table.groupby(by, sort=False):
         n, successes = int(part.n.sum()), int(part.successes.sum())
         low, high = wilson(successes, n)
