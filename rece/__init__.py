@@ -3,7 +3,7 @@
 import os
 from importlib import import_module
 
-# Idle OpenMP threads sleep. If they spin, a small model is ten times slower on a busy machine. Torch reads it at import.
+# Idle OpenMP threads sleep. Spinning ones make a small model ten times slower on a busy machine. Read by torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 HOMES = {
