@@ -8,15 +8,18 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 export DIFFUSERS_VERBOSITY := error
 export TRANSFORMERS_VERBOSITY := error
-repro data paper bench lab: export PYTHONWARNINGS := ignore
+demo repro data paper bench lab: export PYTHONWARNINGS := ignore
+# Idle threads sleep: on a busy machine spinning ones make the small model ten times slower.
+export OMP_WAIT_POLICY ?= passive
 paper: export HF_HUB_OFFLINE := 0
 paper: export PYTHONDONTWRITEBYTECODE := 1
 
 # In the order of the pipeline: with default parameters each reads what the one before it wrote.
-NOTEBOOKS := $(patsubst %,notebooks/%.ipynb,dataset pretrain judge control erase attack evaluate sweep plot paper closed_form red_team)
+STAGES := $(patsubst %,notebooks/%.ipynb,dataset pretrain judge control erase attack evaluate sweep plot paper)
+NOTEBOOKS := $(STAGES) notebooks/closed_form.ipynb notebooks/red_team.ipynb
 NBVAL := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-kernel-startup-timeout 120
 
-.PHONY: help setup repro paper test bench lab lint format data clean
+.PHONY: help setup demo repro paper test bench lab lint format data clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -26,13 +29,19 @@ setup: .venv/.installed  ## create .venv and install everything, pinned
 
 .venv/.installed: pyproject.toml
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	@python -m pip install --quiet --disable-pip-version-check --editable '.[dev,data,cluster]'
+	@echo 'Installing into .venv, about two minutes:'
+	@set -o pipefail; python -m pip install --disable-pip-version-check --progress-bar off --editable '.[dev,data,cluster]' \
+	    | sed -un 's/^Collecting \([^ ]*\).*/  \1/p; /^Installing collected/s/:.*/ …/p'
 	@# Kernels otherwise warn about TCP at every start of a stage.
 	@mkdir -p .venv/etc/ipython
 	@echo 'c.IPKernelApp.log_level = "ERROR"' > .venv/etc/ipython/ipython_kernel_config.py
 	@touch $@
 
+demo: setup  ## erase the dog from the embedded model, and draw it before and after (half a minute)
+	@python -m rece.study.demo
+
 repro: setup  ## run what changed since the last run: erase, attack, evaluate, plot
+	@test -e results/demo.png || python -m rece.study.demo
 	@dvc repro
 
 # DVC downloads the prompts, and the hub's models come with the first run. data/paper is a DVC project of its own, which
@@ -56,13 +65,15 @@ bench: setup  ## time solver, certificate and attacks against their literal form
 lab: setup  ## open the notebooks
 	@jupyter lab notebooks
 
-lint: setup  ## check style, notebooks too
+lint: setup  ## check style, notebooks too, and that imports point one way
 	@ruff check --quiet
 	@ruff format --check --quiet
+	@lint-imports --no-logo > .lint-imports || { cat .lint-imports; exit 1; }
 
-format: setup  ## fix what lint can fix
+format: setup  ## fix what lint can fix, and strip the stage notebooks
 	@ruff check --quiet --fix
 	@ruff format --quiet
+	@nbstripout $(STAGES)
 
 # The stages of the embedded model are frozen, so that `dvc repro` takes their outputs from git. `dvc unfreeze`
 # would rewrite the file and lose its layout and comments.

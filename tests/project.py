@@ -1,6 +1,9 @@
-"""What the repository says about itself: its files, its DVC stages and the papermill commands in them."""
+"""What the repository says about itself: its files, its DVC stages and the notebooks that they run."""
 
+import ast
+import json
 import os
+import re
 import shlex
 import subprocess
 from dataclasses import dataclass
@@ -11,7 +14,8 @@ import yaml
 from dvc.dependency import ParamsDependency
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
-from papermill.cli import papermill
+
+from rece.study.run import parser
 
 ROOT = Path(__file__).parents[1]
 PAPER = ROOT / "data/paper"  # a DVC project of its own, whose stages run the same notebooks
@@ -30,7 +34,7 @@ def params(root: Path = ROOT) -> dict:
 
 @dataclass
 class Run:
-    """One papermill command: the notebook, where the executed copy goes, and what is passed to it."""
+    """One run of a notebook: where the executed copy goes, and what is passed to it."""
 
     notebook: str
     output: str
@@ -58,13 +62,9 @@ def _runs(cmd) -> list[Run]:
     runs = []
     for line in [cmd] if isinstance(cmd, str) else cmd or []:
         words = shlex.split(line)
-        start = next((n for n, word in enumerate(words) if Path(word).name == "papermill"), None)
-        if start is not None:
-            options = papermill.make_context("papermill", words[start + 1 :], resilient_parsing=True).params
-            passed = dict(options["parameters"] or ())
-            runs.append(
-                Run(options["notebook_path"], options["output_path"], passed, list(options["parameters_file"] or ()))
-            )
+        if "rece.study.run" in words:
+            args = parser().parse_args(words[words.index("rece.study.run") + 1 :])
+            runs.append(Run(args.notebook, args.output, dict(args.parameters), [args.parameters_file]))
     return runs
 
 
@@ -94,3 +94,38 @@ def stages(root: Path = ROOT) -> list[Stage]:
 def stage_notebooks() -> list[str]:
     """The notebooks that DVC runs, which are kept without outputs; the others may keep theirs."""
     return sorted({run.notebook for stage in [*stages(), *stages(PAPER)] for run in stage.runs})
+
+
+FOLDERS = ("rece/attacks", "rece/methods", "rece/judges")  # their modules are found by name
+
+
+def code_of(file: str) -> str:
+    """Python source of a .py file, or of a notebook's code cells without magics."""
+    text = (ROOT / file).read_text()
+    if file.endswith(".py"):
+        return text
+    cells = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    return re.sub(r"^(\s*)[%!].*$", r"\1pass", "\n".join(cells), flags=re.MULTILINE)
+
+
+def imported(file: str) -> list[str]:
+    """The files and FOLDERS of rece that a file imports, directly or not, also inside of functions."""
+    todo, found = [file], set()
+    while todo:
+        names = set()
+        for node in ast.walk(ast.parse(code_of(todo.pop()))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        for name in names:
+            parts = name.split(".") if name.startswith("rece") else []
+            for path in ("/".join(parts[:n]) for n in range(1, len(parts) + 1)):
+                files = [
+                    f for f in (f"{path}.py", f"{path}/__init__.py") if parts[0] == "rece" and (ROOT / f).exists()
+                ]
+                if path in FOLDERS:
+                    files = [str(f.relative_to(ROOT)) for f in (ROOT / path).glob("*.py")]
+                todo += [f for f in files if f not in found]
+                found |= set(files)
+    return sorted({next((folder for folder in FOLDERS if f.startswith(f"{folder}/")), f) for f in found})

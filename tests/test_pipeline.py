@@ -1,4 +1,4 @@
-"""The promises of dvc.yaml, kept on a copy of the repository with a stand-in for papermill.
+"""The promises of dvc.yaml, kept on a copy of the repository with a stand-in for the run of a notebook.
 
 The stand-in writes every output of its stage as a digest of what the stage declares to read, its dependencies and
 parameters. So the real dvc.yaml, params.yaml and notebooks are run by the real DVC, without the numbers.
@@ -15,24 +15,36 @@ import pytest
 import yaml
 from project import ROOT, files, params, stages
 
-STAND_IN = """#!{python}
+STAND_IN = """
 import hashlib, json, os, pathlib, yaml
 
 name = os.environ["DVC_STAGE"]
 stage = json.loads(pathlib.Path("{stages}").read_text())[name]
-digest = hashlib.sha256(name.encode())
-for dep in map(pathlib.Path, stage["deps"]):
-    for file in sorted(f for f in [dep, *dep.rglob("*")] if f.is_file() and "__pycache__" not in f.parts):
-        digest.update(file.read_bytes())
-for param in stage["params"]:
-    value = yaml.safe_load(pathlib.Path("params.yaml").read_text())
-    for key in param.split("."):
-        value = value[key]
-    digest.update(json.dumps(value, sort_keys=True).encode())
+tree = yaml.safe_load(pathlib.Path("params.yaml").read_text())
+
+
+def digest(params):
+    found = hashlib.sha256(name.encode())
+    for dep in map(pathlib.Path, stage["deps"]):
+        for file in sorted(f for f in [dep, *dep.rglob("*")] if f.is_file() and "__pycache__" not in f.parts):
+            found.update(file.read_bytes())
+    for param in params:
+        value = tree
+        for key in param.split("."):
+            value = value[key]
+        found.update(json.dumps(value, sort_keys=True).encode())
+    return found.hexdigest()
+
+
 for out in map(pathlib.Path, stage["outs"]):
-    file = out if out.suffix else out / "digest.txt"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(digest.hexdigest())
+    if stage["params"].count("concept"):  # a folder for each concept, as the real stage has it
+        params = [param for param in stage["params"] if param not in ("concept", "concepts")]
+        files = {{out / one / "digest.txt": [*params, f"concept.{{one}}"] for one in tree["concepts"]}}
+    else:
+        files = {{out if out.suffix else out / "digest.txt": stage["params"]}}
+    for file, params in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(digest(params))
 with open("{log}", "a") as log:
     print(name, file=log)
 """
@@ -54,14 +66,12 @@ class Copy:
         described = {
             stage.name: {"deps": stage.deps, "params": stage.params, "outs": stage.outs} for stage in stages()
         }
-        (folder / "stages.json").write_text(json.dumps(described))
-        stand_in = folder / "bin" / "papermill"
-        stand_in.parent.mkdir()
-        stand_in.write_text(
-            STAND_IN.format(python=sys.executable, stages=folder / "stages.json", log=self.log), encoding="utf-8"
-        )
-        stand_in.chmod(0o755)
-        self.path = os.pathsep.join([str(stand_in.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.described = folder / "stages.json"
+        self.described.write_text(json.dumps(described))
+        stand_in = self.root / "rece/study/run.py"
+        stand_in.write_text(STAND_IN.format(stages=self.described, log=self.log), encoding="utf-8")
+        self.commit()
+        self.path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
     def git(self, *command: str):
         identity = ["-c", "user.name=copy", "-c", "user.email=copy@localhost", "-c", "core.hooksPath=/dev/null"]

@@ -1,7 +1,6 @@
 """The repository's files agree with each other."""
 
 import ast
-import json
 import re
 import subprocess
 import sys
@@ -10,19 +9,10 @@ import tomllib
 import papermill
 import pytest
 import yaml
-from project import PAPER, ROOT, files, params, stage_notebooks, stages
+from project import PAPER, ROOT, code_of, files, imported, params, stage_notebooks, stages
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib"}
-
-
-def code_of(file: str) -> str:
-    """Python source of a .py file, or of a notebook's code cells without magics."""
-    text = (ROOT / file).read_text()
-    if file.endswith(".py"):
-        return text
-    cells = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
-    return re.sub(r"^(\s*)[%!].*$", r"\1pass", "\n".join(cells), flags=re.MULTILINE)
 
 
 def unsafe_loads(source: str) -> list[int]:
@@ -84,6 +74,15 @@ def test_notebook_parameters_come_from_params_or_the_command(notebook):
             assert read <= sections, f"{stage.name}: no such section in {run.files}"
             assert read <= declared, f"{stage.name}: a change of these parameters would not rerun it"
             assert notebook in stage.deps, f"{stage.name}: a change of {notebook} would not rerun it"
+
+
+@pytest.mark.parametrize(
+    "stage", [stage for stage in stages() if stage.runs and not stage.frozen], ids=lambda s: s.name
+)
+def test_a_stage_depends_on_what_its_notebook_imports_and_on_nothing_else(stage):
+    (run,) = stage.runs
+    deps = [dep.removeprefix("../../") for dep in stage.deps]
+    assert sorted(dep for dep in deps if dep.startswith("rece")) == imported(run.notebook)
 
 
 @pytest.mark.parametrize("notebook", stage_notebooks())

@@ -36,13 +36,19 @@ def run(notebook: str | Path, output: str | Path, file: str | Path, given: dict)
     papermill.iorw.write_ipynb(page, str(output))
 
 
+def parser() -> argparse.ArgumentParser:
+    """The arguments, named as papermill's."""
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    made.add_argument("notebook")
+    made.add_argument("output")
+    made.add_argument("-f", "--parameters_file", required=True, help="of parameters, such as params.yaml")
+    made.add_argument("-p", "--parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    return made
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("notebook")
-    parser.add_argument("output")
-    parser.add_argument("-f", "--parameters_file", required=True)
-    parser.add_argument("-p", "--parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    args = parser.parse_args(arguments)
+    """Run the command line; ends with 1 after a line on stderr if a parameter is wrong."""
+    args = parser().parse_args(arguments)
     given = {name: yaml.safe_load(value) for name, value in args.parameters}
     try:
         run(args.notebook, args.output, args.parameters_file, given)
