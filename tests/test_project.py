@@ -9,6 +9,7 @@ import tomllib
 import papermill
 import pytest
 import yaml
+from dvc.utils.serialize import modify_yaml
 from project import PAPER, ROOT, code_of, files, imported, params, stage_notebooks, stages
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -96,6 +97,17 @@ def test_params_sections_have_every_key_of_the_notebooks_defaults(notebook):
             continue
         if isinstance(default, dict) and isinstance(section, dict):
             assert set(default) <= set(section), f"params.yaml: section {name} lacks what {notebook} reads"
+
+
+def test_dvc_writes_the_parameters_back_as_they_are(tmp_path):
+    """`dvc exp run -S` rewrites the file: its layout must be the one that DVC's writer keeps."""
+    text = (ROOT / "params.yaml").read_text()
+    copy = tmp_path / "params.yaml"
+    copy.write_text(text)
+    with modify_yaml(str(copy)) as tree:
+        tree["concept"]["dog"]["target"] = "cat"
+    changed = [line for line, old in zip(copy.read_text().splitlines(), text.splitlines(), strict=True) if line != old]
+    assert changed == ["  dog: {kind: object, erase: [dog], target: cat}  # one object"]
 
 
 def test_lock_holds_no_stage_that_is_gone():
