@@ -168,7 +168,7 @@ def test_show_needs_no_model(model, dog, tmp_path, capsys):
     assert main(["show", str(dog)]) == 0
     out = capsys.readouterr().out
     eraser = rece.Eraser.load(dog)
-    for name, value in {"width": 32, "rank": eraser.rank, "lamb": 0.1, "base_model": "tiny-model"}.items():
+    for name, value in {"width": 32, "rank": eraser.rank, "relative": False, "base_model": "tiny-model"}.items():
         assert any(line.split() == [name, str(value)] for line in out.splitlines())
     assert "'dog' → ' '" in out and f"torch {torch.__version__}" in out
     assert ["pooled", "map", "none"] in [line.split() for line in out.splitlines()]
@@ -227,7 +227,7 @@ MISTAKES = {
     "odd rounds": (["erase", "{model}", "dog", "--rounds", "²"], "rounds must be a whole number, 0 or more, or"),
     "lamb": (["erase", "{model}", "dog", "--lamb", "-1"], "lamb must be a positive number, not -1.0"),
     "targets": (["erase", "{model}", "dog", "--target", "a", "b"], "2 targets for 1 concepts"),
-    "twice": (["erase", "{model}", "dog", "--lamb", "1", "--set", "lamb=2"], "lamb is given twice"),
+    "twice": (["erase", "{model}", "dog", "--lamb", "1", "--set", "each.lamb=2"], "each.lamb is given twice"),
     "no switch": (["erase", "{model}", "dog", "--set", "pooled=maybe"], "pooled must be true or false, not 'maybe'"),
     "no text": (["erase", "{model}", "dog", "--set", "target=5"], "target must be a text or a list of texts, not 5"),
     "no token form": (
@@ -235,7 +235,7 @@ MISTAKES = {
         'start.tokens must be "rest" or "last"',
     ),
     "no YAML": (["erase", "{model}", "dog", "--set", "preserve=[a"], "'\\[a' is no YAML value"),
-    "no object": (["erase", "{model}", "dog", "--set", "reg=!!python/name:os.system"], "is no YAML value"),
+    "no object": (["erase", "{model}", "dog", "--set", "each.reg=!!python/name:os.system"], "is no YAML value"),
     "preserve file": (["erase", "{model}", "dog", "--preserve-file", "{tmp}/no"], "No such file"),
     "weights": (["import", "{model}", "{tmp}/no.safetensors"], "no weights file at"),
 }
