@@ -3,6 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("RECE_WORKERS", "1")  # so that spies see every call
 
 import pytest  # noqa: E402
 import tiny  # noqa: E402

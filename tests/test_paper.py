@@ -81,8 +81,8 @@ def erased(name, texts, target, rounds, derive_lamb=None, preserve_scale=1.0, **
     uce, rounds_of = settings(name)
     common = {"start": START | {"preserve_scale": preserve_scale}, "target": target} | own
     assert SPECS[name]["erase"] == texts and uce == common | {"rounds": 0}
-    derive = rounds_of["each"].pop("derive_lamb")
-    assert rounds_of == common | {"each": ROUND, "rounds": rounds}
+    derive = rounds_of["each"]["derive_lamb"]
+    assert rounds_of == common | {"each": ROUND | {"derive_lamb": derive}, "rounds": rounds}
     assert rounds == 0 or derive == derive_lamb
 
 

@@ -302,7 +302,8 @@ def _timed(pipe: Standin, call) -> float:
 @contextmanager
 def _clocked(pipe: Standin, spent: dict[str, float]):
     """Adds the time spent in texts.encode and layers.gram to `spent`."""
-    real = {name: getattr(layers, name) for name in spent}
+    homes = {"encode": texts, "gram": layers}
+    real = {name: getattr(homes[name], name) for name in spent}
 
     def clocked(name):
         def call(*given, **named):
@@ -315,11 +316,11 @@ def _clocked(pipe: Standin, spent: dict[str, float]):
 
     try:
         for name in real:
-            setattr(layers, name, clocked(name))
+            setattr(homes[name], name, clocked(name))
         yield
     finally:
         for name, function in real.items():
-            setattr(layers, name, function)
+            setattr(homes[name], name, function)
 
 
 @contextmanager
