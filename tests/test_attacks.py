@@ -167,14 +167,14 @@ def test_synonym_and_paraphrase(victim, pipe):
 
 def test_reword_depends_on_prompt_and_seed_alone():
     prompts, seeds = [f"a dog {i}" for i in range(12)], list(range(12))
-    all_words = reword(prompts, seeds, DOG, "held_out")
-    assert reword(prompts[::-1], seeds[::-1], DOG, "held_out") == all_words[::-1]
-    assert reword(prompts[3:5], seeds[3:5], DOG, "held_out") == all_words[3:5]
+    all_words = reword(prompts, seeds, [DOG], "held_out")
+    assert reword(prompts[::-1], seeds[::-1], [DOG], "held_out") == all_words[::-1]
+    assert reword(prompts[3:5], seeds[3:5], [DOG], "held_out") == all_words[3:5]
 
 
 def test_reword_takes_the_longest_word_and_keeps_the_rest():
     eat = {"name": "hot dog", "words": ["hot dog"], "held_out": ["frank+(ter)"]}
-    assert reword(["Hot dog, a hot dog"], [1], eat, "held_out") == ["Hot dog, a frank+(ter)"]
+    assert reword(["Hot dog, a hot dog"], [1], [eat], "held_out") == ["Hot dog, a frank+(ter)"]
     joint = [
         {"name": "dog", "words": ["dog"], "held_out": ["cur"]},
         eat,
@@ -186,11 +186,11 @@ def test_reword_takes_the_longest_word_and_keeps_the_rest():
 
 def test_reword_refuses():
     with pytest.raises(ValueError, match="'a cat' names no word of dog"):
-        reword(["a cat"], [1], DOG, "words")
+        reword(["a cat"], [1], [DOG], "words")
     with pytest.raises(ValueError, match="'cat' has no 'words' beside 'cat'"):
-        reword(["a cat"], [1], {"name": "cat", "words": ["cat"]}, "words")
+        reword(["a cat"], [1], [{"name": "cat", "words": ["cat"]}], "words")
     with pytest.raises(ValueError, match="'cat' has no 'held_out'"):
-        reword(["a cat"], [1], {"name": "cat", "words": ["cat"]}, "held_out")
+        reword(["a cat"], [1], [{"name": "cat", "words": ["cat"]}], "held_out")
 
 
 # Embeddings
@@ -382,7 +382,7 @@ def test_the_loss_falls_to_the_word_that_solves_it(victim, pipe, word, monkeypat
 
 
 def test_gradient_reaches_the_rows_and_the_forward_is_unchanged(pipe):
-    encoder, ids = pipe.text_encoder, _tokens.place(pipe.tokenizer, PROMPTS, 3)
+    encoder, ids = pipe.text_encoder, _tokens.Blanks(pipe, [["", prompt] for prompt in PROMPTS], 3, "").empty
     rows = encoder.get_input_embeddings()(ids[:, 1:4]).detach().requires_grad_()
     with _tokens.replaced(encoder, torch.arange(1, 4).expand(3, 3), rows):
         embeds = encoder(ids)[0]
@@ -407,7 +407,7 @@ def test_same_seeds_same_tokens_and_prompts_do_not_touch_each_other(victim, pipe
 @pytest.mark.parametrize("fails", [False, True])
 def test_models_are_left_as_they_were(victim, pipe, fails, monkeypatch):
     if fails:
-        monkeypatch.setattr(_denoise.Candidates, "offer", None)
+        monkeypatch.setattr(_denoise.Denoising, "offer", None)
     victim.unet.conv_in.weight.requires_grad_(False)
     before = {name: (p.detach().clone(), p.requires_grad) for name, p in victim.unet.named_parameters()}
     with pytest.raises(TypeError) if fails else nullcontext():

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from rece import attacks, erase, texts
-from rece.attacks import _denoise, _tokens, p4d_k, p4d_n
+from rece.attacks import _denoise, _tokens, p4d_n
 from rece.images import generate
 
 DOG = {"name": "dog", "words": ["dog", "hot dog"]}
@@ -45,10 +45,22 @@ def predicts(kind, *pipes):
         pipe.scheduler.register_to_config(prediction_type=kind)
 
 
-def task(victim, n=3, teacher=None, **other):
-    latents = torch.randn(n, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    settings = replace(p4d_n.SETTINGS, **{"score_times": 2, "batch_size": 2} | other)
-    return _denoise.Denoising(victim, latents, SEEDS[:n], settings, teacher)
+def task(victim, original=None, **other):
+    settings = replace(p4d_n.SETTINGS, **{"score_times": 2, "batch_size": 2, "steps": 2, "progress": False} | other)
+    return _denoise.Denoising(victim, original or victim, PROMPTS, SEEDS, settings, taught=original is not None)
+
+
+def draws(seed, repeat=0):
+    """The generator of a latent whose image has this seed, past the noise of the candidates' scores."""
+    generator = torch.Generator().manual_seed(_denoise.mix(repeat, seed))
+    torch.randn(2, 4, 8, 8, generator=generator)
+    return generator
+
+
+def latents_of(pipe, images):
+    pixels = torch.tensor(images).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        return pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
 
 
 # What they share
@@ -58,8 +70,14 @@ def task(victim, n=3, teacher=None, **other):
 def test_noising_is_the_schedulers(victim, kind):
     predicts(kind, victim)
     denoising = task(victim)
-    ts, noise = torch.tensor([3, 500, 999]), torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    noisy, _, wanted = denoising.noised([0, 1, 2], noise, ts)
+    torch.testing.assert_close(
+        denoising.latents, latents_of(victim, generate(victim, PROMPTS, SEEDS, steps=2, progress=False))
+    )
+    generators = [draws(seed) for seed in SEEDS]
+    ts = torch.cat([torch.randint(1000, (1,), generator=generator) for generator in generators])
+    noise = torch.stack([torch.randn(4, 8, 8, generator=generator) for generator in generators])
+    noisy, found, wanted = denoising.noised([0, 1, 2])
+    assert torch.equal(found, ts)
     torch.testing.assert_close(noisy, victim.scheduler.add_noise(denoising.latents, noise, ts))
     a = victim.scheduler.alphas_cumprod[ts].view(3, 1, 1, 1)
     velocity = a.sqrt() * noise - (1 - a).sqrt() * denoising.latents
@@ -70,18 +88,20 @@ def test_noising_is_the_schedulers(victim, kind):
 def test_the_loss_and_its_gradient_are_literal(victim, pipe, taught):
     embeds = texts.encode(victim, PROMPTS).float().requires_grad_()
     asked = texts.encode(pipe, PROMPTS).float()
-    denoising = task(victim, teacher=(pipe, asked) if taught else None)
-    rows, ts = [2, 0, 1], torch.tensor([900, 10, 400])
-    noise = denoising.noise(rows)
-    (slope,) = torch.autograd.grad(denoising.losses(rows, embeds[rows], noise, ts).sum(), embeds)
-    literal = torch.zeros(3)
-    for row, t, one in zip(rows, ts, noise, strict=True):
-        noisy = victim.scheduler.add_noise(denoising.latents[row : row + 1], one[None], t[None])
-        wanted = pipe.unet(noisy, t, encoder_hidden_states=asked[row : row + 1]).sample if taught else one
+    denoising = task(victim, pipe if taught else None)
+    rows, literal = [2, 0, 1], torch.zeros(3)
+    noised = denoising.noised(rows)
+    slope = torch.zeros_like(embeds)
+    slope[rows] = denoising.slope(noised, embeds.detach()[rows], lambda soft: soft)
+    for row in rows:
+        generator = draws(SEEDS[row])
+        t, noise = torch.randint(1000, (1,), generator=generator), torch.randn(1, 4, 8, 8, generator=generator)
+        noisy = victim.scheduler.add_noise(denoising.latents[row : row + 1], noise, t)
+        wanted = pipe.unet(noisy, t, encoder_hidden_states=asked[row : row + 1]).sample if taught else noise
         found = victim.unet(noisy, t, encoder_hidden_states=embeds[row : row + 1]).sample
         literal[row] = (found - wanted).square().mean()
     (wanted,) = torch.autograd.grad(literal.sum(), embeds)
-    torch.testing.assert_close(denoising.losses(rows, embeds[rows], noise, ts), literal[rows])
+    torch.testing.assert_close(denoising.losses_of(embeds[rows], *noised), literal[rows])
     torch.testing.assert_close(slope, wanted, rtol=1e-4, atol=1e-6 * wanted.abs().max().item())
     assert wanted.abs().max() > 0
 
@@ -91,19 +111,30 @@ def test_the_score_is_the_mean_loss_at_the_fixed_points(victim):
     denoising = task(victim)
     generators = [torch.Generator().manual_seed(_denoise.mix(0, seed)) for seed in SEEDS]
     literal = 0
-    with torch.no_grad():
+    with denoising.underway():
         for t in (250, 750):
             noise = torch.stack([torch.randn(4, 8, 8, generator=generator) for generator in generators])
-            literal = literal + denoising.losses([0, 1, 2], embeds, noise, t) / 2
-    found = denoising.score(lambda rows: embeds[rows])
-    torch.testing.assert_close(torch.tensor(found), literal)
+            noisy = victim.scheduler.add_noise(denoising.latents, noise, torch.tensor([t] * 3))
+            found = victim.unet(noisy, t, encoder_hidden_states=embeds).sample
+            literal = literal + (found - noise).square().mean((1, 2, 3)) / 2
+        denoising.offer(list("abc"), lambda rows: embeds[rows])
+    torch.testing.assert_close(torch.tensor(denoising.losses)[:, 0], literal)
+
+
+def test_the_best_candidate_has_the_lowest_score(victim):
+    denoising, embeds = task(victim), texts.encode(victim, PROMPTS).float()
+    with denoising.underway():
+        for candidates, factor in (("abc", 3), ("def", 1), ("ghi", 2)):
+            denoising.offer(list(candidates), lambda rows, factor=factor: factor * embeds[rows])
+    for best, losses, names in zip(denoising.best, denoising.losses, ("adg", "beh", "cfi"), strict=True):
+        assert len(losses) == 3 and best == names[losses.index(min(losses))]
 
 
 def test_timesteps_are_uniform_and_each_latents_own(victim):
     denoising, again = task(victim), task(victim)
-    drawn = torch.stack([denoising.times([0, 1, 2]) for _ in range(400)])
+    drawn = torch.stack([denoising.noised([0, 1, 2])[1] for _ in range(400)])
     assert drawn.min() < 25 and drawn.max() > 974 and abs(drawn.float().mean() - 499.5) < 40
-    torch.testing.assert_close(torch.stack([again.times([1]) for _ in range(400)])[:, 0], drawn[:, 1])
+    torch.testing.assert_close(torch.stack([again.noised([1])[1] for _ in range(400)])[:, 0], drawn[:, 1])
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -150,13 +181,12 @@ def test_one_update_is_a_literal_adamw_step_straight_through(victim, pipe, monke
     run("p4d_n", victim, pipe, PROMPTS[:1], SEEDS[:1], updates=1, lr=0.2, weight_decay=0.3)
     words, known = _tokens.whole_words(victim.tokenizer)
     embedding = victim.text_encoder.get_input_embeddings()
-    generator = torch.Generator().manual_seed(_denoise.mix(0, SEEDS[0]))
-    torch.randn(2, 4, 8, 8, generator=generator)  # the noise of the candidates' score
+    generator = draws(SEEDS[0])
     picks = torch.randint(len(known), (4,), generator=generator)
     torch.testing.assert_close(seen["before"], embedding(known[picks])[None].detach())
     t, noise = torch.randint(1000, (1,), generator=generator), torch.randn(1, 4, 8, 8, generator=generator)
-    noisy = victim.scheduler.add_noise(_denoise.latents(pipe, images, 1), noise, t)
-    ids = _tokens.place(victim.tokenizer, [""], 4)
+    noisy = victim.scheduler.add_noise(latents_of(pipe, images), noise, t)
+    ids = _tokens.Blanks(victim, [["", ""]], 4, "").empty
     ids[0, 1:5] = known[picks]
     soft = embedding(known[picks])[None].detach().requires_grad_()
     with _tokens.replaced(victim.text_encoder, torch.arange(1, 5)[None], soft):
@@ -178,7 +208,7 @@ def test_returned_prompts_have_the_stated_loss(victim, pipe, name, kind):
     images = generate(pipe, PROMPTS, SEEDS, steps=2, progress=False)
     attempts = run(name, victim, pipe)
     assert attempts.access == "white" and attempts.evaluations == 4 + 2 * 2
-    latents = _denoise.latents(pipe, images, 3)
+    latents = latents_of(pipe, images)
     for row, (prompt, losses) in enumerate(zip(attempts.prompts, attempts.losses, strict=True)):
         generator, literal = torch.Generator().manual_seed(_denoise.mix(0, SEEDS[row])), 0.0
         for t in (250, 750):
@@ -203,9 +233,17 @@ def test_p4d_n_returns_its_words_alone(victim, pipe):
 
 @pytest.mark.parametrize(
     "prompt, every, cuts",
-    [("", 3, [0]), ("a b c d", 3, [0, 3]), ("a b c", 3, [0, 3]), ("a b c d", 9, [0]), ("A dog, the b", 2, None)],
+    [
+        ("", 3, [0]),
+        ("a b c d", 3, [0, 3]),
+        ("a b c", 3, [0, 3]),
+        ("a b c d", 9, [0]),
+        ("A dog, the b", 2, None),
+        ("ab cd efgh", 3, [0, 4, 8]),
+        ("ab cd efgh", 1, [0, 2, 2, 4, 4, 8, 8, 8, 8]),
+    ],
 )
-def test_p4d_k_keeps_the_prompt_and_its_order(victim, pipe, prompt, every, cuts):
+def test_p4d_k_keeps_the_prompt_its_order_and_its_words(victim, pipe, prompt, every, cuts):
     own = pipe.tokenizer(prompt, add_special_tokens=False).input_ids
     pieces = pipe.tokenizer.convert_ids_to_tokens(own)
     ends = [0, *(i for i, piece in enumerate(pieces, 1) if piece.endswith("</w>"))]
@@ -216,12 +254,6 @@ def test_p4d_k_keeps_the_prompt_and_its_order(victim, pipe, prompt, every, cuts)
     places = [cut + i for i, cut in enumerate(cuts)]
     assert [i for place, i in enumerate(found) if place not in places] == own
     assert {found[place] for place in places} <= set(_tokens.whole_words(pipe.tokenizer)[1].tolist())
-
-
-def test_a_free_token_never_splits_a_word(pipe):
-    pieces = pipe.tokenizer.convert_ids_to_tokens(pipe.tokenizer("ab cd efgh", add_special_tokens=False).input_ids)
-    assert pieces == ["a", "b</w>", "c", "d</w>", "e", "f", "g", "h</w>"]
-    assert p4d_k._cuts(pieces, 3) == [0, 4, 8] and p4d_k._cuts(pieces, 1) == [0, 2, 2, 4, 4, 8, 8, 8, 8]
 
 
 def linear_encoder(pipe):
@@ -397,7 +429,7 @@ LONG = "dog a b c d e f g h i j k l m n o p q"
         ("p4d_n", PROMPTS, {"tokens": True}, "tokens must be"),
         ("p4d_k", [LONG, "a", "b"], {"every": 3}, "'dog a b .* has 20 tokens, and with 7 more .* 22 .* every"),
         ("p4d_k", PROMPTS, {"every": 0}, "every must be"),
-        ("inversion", [LONG, "a dog", "dog"], {"tokens": 8}, "has 25 tokens with the 8 for 'dog'.* 22: .* tokens"),
+        ("inversion", [LONG, "a dog", "dog"], {"tokens": 8}, "has 17 tokens, and with 8 more .* 22 .* lower tokens"),
         ("inversion", PROMPTS, {"space": "words"}, "space must be 'word' or 'rows', not 'words'"),
         ("inversion", PROMPTS, {"images_per": 0}, "images_per must be"),
         ("inversion", ["a dog", "a bird", "dog"], {}, "'a bird' names no word of dog"),

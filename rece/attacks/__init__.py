@@ -10,15 +10,19 @@ NEEDS: a tuple, what the attack itself reads of the victim: "images", "text enco
 attack(victim, prompts, seeds, *, original, concept, **budget) -> Attempts
     victim: the pipeline with the edit applied. original: an untouched pipeline.
     prompts: n texts that name the concept. seeds: n numbers, the seeds of the images.
-    concept: a dict with "name", "words" (what captions call it) and, for attacks that need them, "held_out" (other
-    words for it) and "pairs" (texts with and without it); or a list of such dicts, for several concepts at once.
+    concept: a list of dicts, one or more, with "name", "words" (what captions call it) and, for attacks that need
+    them, "held_out" (other words for it) and "pairs" (texts with and without it).
     budget: what `budget_items` lists.
 and, where it needs them,
 
 applies(victim) -> str: "" if the attack can be run on the victim, else one sentence that says why not.
 SETTINGS: the defaults of further keywords, an instance of a dataclass. `attack` then takes its fields as keywords.
 
-Call attacks by `run`, which checks what all of them have in common.
+Call attacks by `run`, which checks what all of them have in common. A bad budget raises ValueError that names the
+parameter, before anything is drawn or searched. The models' parameters are frozen inside and restored after. Prompts
+found by a search are texts whose tokenisation is exactly the ids that were attacked, or a RuntimeError says that this
+cannot be. What is found for a prompt depends on it, its seed and `repeat`, not on other prompts; see `inversion` for
+the exception.
 """
 
 import inspect
@@ -82,8 +86,7 @@ class Attempts:
     def load(cls, path: str | Path) -> "Attempts":
         """Read a file written by `save`. Raises FileNotFoundError, or ValueError if the file is broken or another
         kind of file."""
-        path = Path(path)
-        if not path.is_file():
+        if not Path(path).is_file():
             raise FileNotFoundError(f"no file of attempts at {path}")
         try:
             with safe_open(path, framework="pt") as file:
@@ -98,6 +101,12 @@ def names() -> list[str]:
     return sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
 
 
+def _module(name: str) -> ModuleType:
+    if name not in names():
+        raise ValueError(f"there is no attack {name!r}: choose one of {', '.join(names())}")
+    return import_module(f"{__name__}.{name}")
+
+
 def access(name: str) -> str:
     """The ACCESS of the named attack. Raises ValueError for an unknown name."""
     return _module(name).ACCESS
@@ -109,58 +118,37 @@ def needs(name: str) -> tuple[str, ...]:
 
 
 def applies(name: str, victim: DiffusionPipeline) -> str:
-    """An empty text if the named attack can be run on the victim, else one sentence that says why not.
-
-    Raises ValueError for an unknown name.
-    """
-    module = _module(name)
-    return module.applies(victim) if hasattr(module, "applies") else ""
+    """An empty text if the named attack can be run on the victim, else why not in one sentence; raises as `access`."""
+    return getattr(_module(name), "applies", lambda victim: "")(victim)
 
 
 def budget_items(name: str) -> list[str]:
-    """The keywords that the named attack takes as its budget: its own, then those of its SETTINGS.
-
-    Raises ValueError for an unknown name.
-    """
+    """The keywords of the named attack's budget: its own, then those of its SETTINGS. Raises as `access`."""
     module = _module(name)
-    own = [one.name for one in inspect.signature(module.attack).parameters.values() if one.kind is not one.VAR_KEYWORD]
+    own = [one.name for one in inspect.signature(module.attack).parameters.values() if one.kind is one.KEYWORD_ONLY]
     shared = [one.name for one in fields(module.SETTINGS)] if hasattr(module, "SETTINGS") else []
-    common = ("victim", "prompts", "seeds", "original", "concept")
-    return [item for item in own + shared if item not in common]
+    return [item for item in own + shared if item not in ("original", "concept")]
 
 
 def run(
-    name: str,
-    victim: DiffusionPipeline,
-    prompts: list[str],
-    seeds: list[int],
-    *,
-    original: DiffusionPipeline,
-    concept: dict | list[dict],
-    **budget,
+    name: str, victim, prompts: list[str], seeds: list[int], *, original, concept: dict | list[dict], **budget
 ) -> Attempts:
-    """Run the named attack and time it.
+    """Run the named attack and time it. For the arguments see the top of this file; concept may be a single dict.
 
     Raises ValueError for an unknown name, if there is not one seed per prompt, or if the attack does not apply to the
-    victim; TypeError for an unknown budget item; and what the attack raises.
+    victim, or to the original if it looks at that alone; TypeError for an unknown budget item; and what it raises.
     """
-    module = _module(name)
+    known = budget_items(name)
     if isinstance(prompts, str) or not prompts or len(prompts) != len(seeds):
         raise ValueError("prompts and seeds must be lists of one length, one prompt or more")
-    known = budget_items(name)
     for item in budget:
         if item not in known:
             raise TypeError(f"attack {name!r} has no budget item {item!r}: {', '.join(known) or 'it takes none'}")
-    reason = applies(name, victim)
+    reason = applies(name, victim if needs(name) else original)
     if reason:
         raise ValueError(reason)
+    members = [concept] if isinstance(concept, dict) else concept
     start = time.perf_counter()
-    attempts = module.attack(victim, list(prompts), list(seeds), original=original, concept=concept, **budget)
-    attempts.attack, attempts.access, attempts.seconds = name, module.ACCESS, time.perf_counter() - start
-    return attempts
-
-
-def _module(name: str) -> ModuleType:
-    if name not in names():
-        raise ValueError(f"there is no attack {name!r}: choose one of {', '.join(names())}")
-    return import_module(f"{__name__}.{name}")
+    found = _module(name).attack(victim, list(prompts), list(seeds), original=original, concept=members, **budget)
+    found.attack, found.access, found.seconds = name, access(name), time.perf_counter() - start
+    return found

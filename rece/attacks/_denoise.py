@@ -9,7 +9,9 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
+from tqdm import tqdm
 
+from rece import texts
 from rece.attacks import _tokens
 from rece.images import bfloat16, generate
 
@@ -30,7 +32,8 @@ class Settings:
 
     updates: steps of the optimiser. lr, weight_decay: of Adam or AdamW.
     check_every: after so many updates, what is learnt so far becomes a candidate. None: see the attack.
-    score_times: a candidate's score is its mean loss over so many timesteps, with fixed noise.
+    score_times: a candidate's score is its mean loss over so many timesteps, with fixed noise. The candidate of the
+    lowest score is returned, and `losses` holds the scores of all candidates in turn.
     steps, guidance: of the original's images. batch_size: prompts or images per pass; it changes the memory, and the
     results only by rounding. bf16: see `rece.images.bfloat16`.
     repeat: the attack again with other random draws, 0 or more. All draws come from CPU generators, made from
@@ -52,9 +55,9 @@ class Settings:
     progress: bool = True
 
     def __post_init__(self):
-        counts = {name: getattr(self, name) for name in ("updates", "score_times", "steps", "batch_size")}
-        _tokens.check_counts(counts | {"check_every": 1 if self.check_every is None else self.check_every})
-        _tokens.check_counts({"repeat": self.repeat}, least=0)
+        names = ["updates", "score_times", "steps", "batch_size", "repeat"]
+        names += [] if self.check_every is None else ["check_every"]
+        _tokens.check_counts(**{name: getattr(self, name) for name in names})
         for name, rate in {"lr": self.lr, "weight_decay": self.weight_decay}.items():
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < float("inf"):
                 raise ValueError(f"{name} must be a number, 0 or more, not {rate!r}")
@@ -65,75 +68,61 @@ def mix(repeat: int, seed: int) -> int:
     return int(np.random.SeedSequence([repeat, int(seed)]).generate_state(1, np.uint64)[0])
 
 
-def draw_latents(original: DiffusionPipeline, prompts: list[str], seeds: list[int], settings: Settings) -> Tensor:
-    """Draw the original's images of the prompts and seeds, and encode them by `latents`."""
-    names = ("steps", "guidance", "batch_size", "bf16", "progress")
-    images = generate(original, prompts, seeds, **{name: getattr(settings, name) for name in names})
-    return latents(original, images, settings.batch_size)
-
-
-@torch.no_grad()
-def latents(pipe: DiffusionPipeline, images: np.ndarray, batch_size: int) -> Tensor:
-    """The means of the VAE's posterior of uint8 images (n, h, w, 3), scaled as the UNet reads them: (n, c, h', w')."""
-    found = []
-    for start in range(0, len(images), batch_size):
-        pixels = torch.as_tensor(images[start : start + batch_size]).permute(0, 3, 1, 2) / 127.5 - 1
-        found.append(pipe.vae.encode(pixels.to(pipe.device, pipe.vae.dtype)).latent_dist.mean)
-    return torch.cat(found) * pipe.vae.config.scaling_factor
-
-
 class Denoising:
-    """The victim's task: denoise the latents (n, c, h, w), each with random draws of its own, while it reads embeds.
+    """The victim's task: denoise the original's images of the prompts and seeds, while it reads embeds.
 
-    The loss of a latent x at timestep t is the mean of (found - wanted)^2 over the latent's numbers. found is what
-    the victim's UNet predicts from x_t, which is x noised by the victim's scheduler. wanted is the noise, or for
-    v-prediction the velocity. If a teacher is given, a pipeline and embeds (n, positions, d), wanted is what the
-    teacher's UNet predicts from the same x_t and its own embeds.
-    All draws of a latent come from one CPU generator, made from settings.repeat and the latent's seed. Its first
-    draws are the noise of `score`. rows: indices of latents.
+    latents: (n, c, h, w), the images as the means of the VAE's posterior, scaled as the UNet reads them. rows: indices
+    of them. The loss of a latent x at timestep t is the mean of (found - wanted)^2 over its numbers. found is what the
+    victim's UNet predicts from x_t, which is x noised by the victim's scheduler. wanted is the noise, or for
+    v-prediction the velocity; if taught, it is what the original's UNet predicts from the same x_t and the prompt.
+    All draws of a latent come from one CPU generator, made from settings.repeat and its seed; the first are the noise
+    of `offer`. best, losses: of each search, the candidate of the lowest score so far, and all scores in turn.
     """
 
-    def __init__(
-        self,
-        victim: DiffusionPipeline,
-        latents: Tensor,
-        seeds: list[int],
-        settings: Settings,
-        teacher: tuple[DiffusionPipeline, Tensor] | None = None,
-    ):
-        self.victim, self.teacher, self.batch_size = victim, teacher, settings.batch_size
-        self.latents = latents.to(victim.device, victim.unet.dtype)
+    @torch.no_grad()
+    def __init__(self, victim, original, prompts, seeds, settings: Settings, taught: bool = False):
+        names = ("steps", "guidance", "batch_size", "bf16", "progress")
+        images = generate(original, prompts, seeds, **{name: getattr(settings, name) for name in names})
+        self.victim, self.original, self.settings = victim, original, settings
+        self.asked = texts.encode(original, prompts) if taught else None
+        vae, found = original.vae, []
+        for some in torch.as_tensor(images).split(settings.batch_size):
+            pixels = some.permute(0, 3, 1, 2) / 127.5 - 1
+            found.append(vae.encode(pixels.to(original.device, vae.dtype)).latent_dist.mean)
+        self.latents = (torch.cat(found) * vae.config.scaling_factor).to(victim.device, victim.unet.dtype)
         self.bf16 = bfloat16(victim.device, settings.bf16)
+        self.autocast = torch.autocast(victim.device.type, torch.bfloat16, enabled=self.bf16)
         self.scheduler = DDPMScheduler.from_config(victim.scheduler.config)
         self.horizon = self.scheduler.config.num_train_timesteps
         self.generators = [torch.Generator().manual_seed(mix(settings.repeat, seed)) for seed in seeds]
-        self.fixed = []
-        for k in range(settings.score_times):
-            t, noise = int((k + 0.5) * self.horizon / settings.score_times), self.noise(list(range(len(seeds))))
-            parts = [self.noised(rows, noise[rows], t) for rows in self.batches(len(seeds))]
-            self.fixed.append(tuple(torch.cat(part) for part in zip(*parts, strict=True)))
+        times = [int((k + 0.5) * self.horizon / settings.score_times) for k in range(settings.score_times)]
+        self.fixed = [(rows, [self.noised(rows, t) for t in times]) for rows in self.batches(len(seeds))]
+        self.best, self.losses = [], []
 
-    def batches(self, n: int) -> Iterator[list[int]]:
+    def batches(self, n: int) -> list[list[int]]:
         """The rows 0 .. n - 1, batch_size of them at a time."""
-        return (list(range(start, min(start + self.batch_size, n))) for start in range(0, n, self.batch_size))
+        size = self.settings.batch_size
+        return [list(range(n))[start : start + size] for start in range(0, n, size)]
 
-    def noise(self, rows: list[int]) -> Tensor:
-        """The next normal draw of each row, as latents[rows]."""
-        draws = [torch.randn(self.latents.shape[1:], generator=self.generators[row]) for row in rows]
-        return torch.stack(draws).to(self.latents)
+    def updates(self, name: str, every: int | None = None) -> Iterator[tuple[int, bool]]:
+        """Each update's number, and whether a candidate follows: after every check_every updates and after the last.
 
-    def times(self, rows: list[int]) -> Tensor:
-        """The next timestep of each row, uniform over all training timesteps: (rows,) long, on the CPU."""
-        return torch.cat([torch.randint(self.horizon, (1,), generator=self.generators[row]) for row in rows])
+        name: of the bar. every: what a check_every of None means; None: after the last update only.
+        """
+        n = self.settings.updates
+        every = self.settings.check_every or every or n
+        for step in tqdm(range(n), desc=name, delay=1, leave=False, disable=not self.settings.progress):
+            yield step, (step + 1) % every == 0 or step + 1 == n
 
-    @torch.no_grad()
-    def noised(self, rows: list[int], noise: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The latents of the rows, noised to timestep t (one, or one per row): x_t, t, and what is wanted."""
-        x, ts = self.latents[rows], torch.as_tensor(t).to(self.latents.device).expand(len(rows))
+    def noised(self, rows: list[int], t: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The latents of the rows, freshly noised: x_t, t (rows,), and what is wanted. None: t is drawn uniformly."""
+        own, x = [self.generators[row] for row in rows], self.latents[rows]
+        drawn = [torch.randint(self.horizon, (), generator=g) if t is None else torch.tensor(t) for g in own]
+        noise = torch.stack([torch.randn(x.shape[1:], generator=g) for g in own]).to(x)
+        ts = torch.stack(drawn).to(x.device)
         noisy = self.scheduler.add_noise(x, noise, ts)
-        if self.teacher is not None:
-            pipe, embeds = self.teacher
-            return noisy, ts, self.predict(pipe.unet, noisy, ts, embeds[rows])
+        if self.asked is not None:
+            return noisy, ts, self.predict(self.original.unet, noisy, ts, self.asked[rows])
         if self.victim.scheduler.config.prediction_type == "epsilon":
             return noisy, ts, noise
         return noisy, ts, self.scheduler.get_velocity(x, noise, ts)
@@ -141,40 +130,52 @@ class Denoising:
     def encode(self, ids: Tensor, slots: Tensor | None = None, soft: Tensor | None = None) -> Tensor:
         """The victim's embeddings (n, positions, d) of ids (n, positions); soft (n, k, d) is read at slots (n, k)."""
         encoder = self.victim.text_encoder
-        with self.autocast(), nullcontext() if soft is None else _tokens.replaced(encoder, slots, soft):
+        with self.autocast, nullcontext() if soft is None else _tokens.replaced(encoder, slots, soft):
             return encoder(ids)[0]
 
     def predict(self, unet: torch.nn.Module, noisy: Tensor, ts: Tensor, embeds: Tensor) -> Tensor:
-        with self.autocast():
+        with self.autocast:
             return unet(noisy, ts, encoder_hidden_states=embeds.to(noisy.dtype)).sample
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.latents.device.type, torch.bfloat16, enabled=self.bf16)
-
-    def losses(self, rows: list[int], embeds: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
-        """The loss of each row, (rows,) float32, with a gradient to embeds (rows, positions, d)."""
-        return self._losses(embeds, *self.noised(rows, noise, t))
-
-    @torch.no_grad()
-    def score(self, read: Callable[[list[int]], Tensor]) -> list[float]:
-        """The mean loss of each latent over the fixed timesteps and noise; read(rows) returns the embeds of rows."""
-        found = []
-        for rows in self.batches(len(self.latents)):
-            embeds = read(rows)
-            total = sum(self._losses(embeds, *(part[rows] for part in point)) for point in self.fixed)
-            found += (total / len(self.fixed)).tolist()
-        return found
-
-    def _losses(self, embeds: Tensor, noisy: Tensor, ts: Tensor, wanted: Tensor) -> Tensor:
+    def losses_of(self, embeds: Tensor, noisy: Tensor, ts: Tensor, wanted: Tensor) -> Tensor:
+        """The loss of each row of what `noised` returns, (rows,) float32; embeds: (rows, positions, d)."""
         found = self.predict(self.victim.unet, noisy, ts, embeds)
         return (found.float() - wanted.float()).square().flatten(1).mean(1)
+
+    def slope(self, noised: tuple[Tensor, Tensor, Tensor], soft: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
+        """The gradient of the summed losses with respect to soft (rows, ...); read(soft) returns the rows' embeds."""
+        with torch.enable_grad():
+            soft = soft.requires_grad_()
+            return torch.autograd.grad(self.losses_of(read(soft), *noised).sum(), soft)[0]
+
+    def offer(self, candidates: list, read: Callable[[list[int]], Tensor]) -> None:
+        """Score one candidate of each search: the mean loss of its latents over the fixed timesteps and noise.
+
+        read(rows) returns the embeds of rows that the candidates give.
+        """
+        found = []
+        for rows, points in self.fixed:
+            embeds = read(rows)
+            found.append(sum(self.losses_of(embeds, *point) for point in points) / len(points))
+        scores = torch.cat(found).cpu().view(len(candidates), -1).mean(1).tolist()
+        if not self.best:
+            self.best, self.losses = list(candidates), [[] for _ in candidates]
+        for n, score in enumerate(scores):
+            self.losses[n].append(score)
+            if score == min(self.losses[n]):
+                self.best[n] = candidates[n]
+
+    @property
+    def evaluations(self) -> int:
+        """How often the victim's UNet was run for each search."""
+        passes = self.settings.updates + self.settings.score_times * len(self.losses[0])
+        return passes * (len(self.latents) // len(self.losses))
 
     @contextmanager
     def underway(self):
         """Inside the block gradients are off unless they are enabled, and the victim's parameters are frozen.
 
-        On a CPU in bfloat16, attention is computed in plain steps inside the block, because the backward pass of the
-        fused one is slow there.
+        On a CPU in bfloat16, attention is computed in plain steps: the backward pass of the fused one is slow there.
         """
         unet, encoder = self.victim.unet, self.victim.text_encoder
         processors, form = dict(unet.attn_processors), encoder.config._attn_implementation
@@ -189,21 +190,3 @@ class Denoising:
             finally:
                 unet.set_attn_processor(processors)
                 encoder.set_attn_implementation(form)
-
-
-class Candidates:
-    """The best candidate of each of n searches, by the lowest score.
-
-    best: the best candidates so far. losses: of each search, the scores of all its candidates in turn.
-    """
-
-    def __init__(self, n: int):
-        self.best: list = [None] * n
-        self.losses: list[list[float]] = [[] for _ in range(n)]
-
-    def offer(self, found: list, scores: list[float]) -> None:
-        """Take one candidate of each search, with its score."""
-        for row, (candidate, score) in enumerate(zip(found, scores, strict=True)):
-            self.losses[row].append(score)
-            if score == min(self.losses[row]):
-                self.best[row] = candidate

@@ -1,21 +1,24 @@
 """Token ids in attacks: whole words, free places in a prompt, embeddings in place of tokens; and common checks."""
 
 from contextlib import contextmanager
+from itertools import islice
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.hooks import RemovableHandle
 
 
 def applies(pipe) -> str:
     """An empty text if the pipeline has one text encoder; else why attacks on its tokens do not apply to it."""
-    if getattr(pipe, "text_encoder_2", None) is not None:
-        return "pipelines with two text encoders are not supported: leave this attack out"
-    return ""
+    two = getattr(pipe, "text_encoder_2", None) is not None
+    return "pipelines with two text encoders are not supported: leave this attack out" if two else ""
 
 
-def check_counts(counts: dict[str, int], least: int = 1) -> None:
-    """Raise ValueError that names the first of these parameters that is no whole number of `least` or more."""
+def check_counts(**counts: int) -> None:
+    """Raise ValueError that names the first of these parameters that is no whole number, 1 or more (repeat: 0)."""
     for name, count in counts.items():
+        least = 0 if name == "repeat" else 1
         if isinstance(count, bool) or not isinstance(count, int) or count < least:
             raise ValueError(f"{name} must be a whole number, {least} or more, not {count!r}")
 
@@ -30,65 +33,79 @@ def whole_words(tokenizer) -> tuple[list[str], Tensor]:
     every = [i for i in range(len(tokenizer)) if i not in special]
     texts = [text.strip() for text in tokenizer.batch_decode([[i] for i in every])]
     back = tokenizer(texts, add_special_tokens=False).input_ids
-    whole = [
-        (text, i)
+    found = {
+        i: text
         for text, i, ids in zip(texts, every, back, strict=True)
         if ids == [i] and text.isprintable() and text.split() == [text]
-    ]
-    return [text for text, _ in whole], torch.tensor([i for _, i in whole])
+    }
+    return list(found.values()), torch.tensor(list(found))
 
 
-def checked(tokenizer, text: str, ids: list[int]) -> str:
-    """Return `text` if its tokenisation, padded to len(ids), is exactly `ids`; else raise RuntimeError."""
-    if tokenizer(text, padding="max_length", max_length=len(ids)).input_ids != ids:
-        raise RuntimeError(f"{text!r} does not tokenise to the ids that were attacked")
-    return text
+class Blanks:
+    """Prompts in parts, with `tokens` free places between one part and the next, for words of `whole_words`.
 
-
-def place(tokenizer, prompts: list[str], tokens: int) -> Tensor:
-    """The ids of the prompts with `tokens` free places after the start token: (n, positions) long, on the CPU.
-
-    The free places hold the end token. The rows are padded to the tokenizer's full length.
-    Raises ValueError if a prompt is too long for that.
+    words: (words, ids) that take part, by default all. known: these ids. picks: indices of words, (rows, most).
+    empty: ids (n, positions), padded to the tokenizer's full length, with the end token in the free places.
+    slots: the free positions (n, most), padded with 0. All are long tensors on the pipe's device.
+    Raises ValueError that says the remedy if a prompt is too long.
     """
-    positions = tokenizer.model_max_length
-    filled = []
-    for prompt, (start, *rest) in zip(prompts, tokenizer(list(prompts)).input_ids, strict=True):
-        if 1 + tokens + len(rest) > positions:
-            raise ValueError(
-                f"prompt {prompt!r} has {len(rest) - 1} tokens, and with {tokens} more it does not fit into the "
-                f"{positions - 2} there is room for: shorten it or lower tokens"
-            )
-        filled.append({"input_ids": [start, *[tokenizer.eos_token_id] * tokens, *rest]})
-    return tokenizer.pad(filled, padding="max_length", max_length=positions, return_tensors="pt").input_ids
+
+    def __init__(self, pipe, prompts: list[list[str]], tokens: int, remedy: str, words=None):
+        self.tokenizer, self.prompts, self.tokens = pipe.tokenizer, prompts, tokens
+        positions, (start, end) = self.tokenizer.model_max_length, self.tokenizer("").input_ids
+        rows, slots = [], []
+        for parts in prompts:
+            first, *rest = self.tokenizer(parts, add_special_tokens=False).input_ids
+            row, free = [start, *first], []
+            for part in rest:
+                free += range(len(row), len(row) + tokens)
+                row += [end] * tokens + part
+            if len(row) >= positions:
+                n, more = len(row) - 1 - len(free), len(free)
+                raise ValueError(
+                    f"prompt {' '.join(filter(None, parts))!r} has {n} tokens, and with {more} more it does "
+                    f"not fit into the {positions - 2} there is room for: shorten it or {remedy}"
+                )
+            rows.append([*row, end])
+            slots.append(torch.tensor(free))
+        padded = self.tokenizer.pad({"input_ids": rows}, "max_length", positions, return_tensors="pt").input_ids
+        self.words, known = words or whole_words(self.tokenizer)
+        parts = (known, padded, pad_sequence(slots, batch_first=True))
+        self.known, self.empty, self.slots = (part.to(pipe.device) for part in parts)
+
+    def ids(self, rows: list[int], picks: Tensor) -> Tensor:
+        """The ids (rows, positions) of the prompts with these words."""
+        empty, slots = self.empty[rows], self.slots[rows]
+        return empty.scatter(1, slots, torch.where(slots > 0, self.known[picks], empty[:, :1]))
+
+    def text(self, row: int, picks: Tensor) -> str:
+        """The text of one prompt with these words. Raises RuntimeError if its tokenisation is not exactly `ids`."""
+        words = iter([self.words[pick] for pick in picks.tolist()])
+        first, *rest = self.prompts[row]
+        parts = [first, *(part for after in rest for part in (*islice(words, self.tokens), after))]
+        text, ids = " ".join(filter(None, parts)).rstrip(), self.ids([row], picks[None])[0].tolist()
+        if self.tokenizer(text, padding="max_length", max_length=len(ids)).input_ids != ids:
+            raise RuntimeError(f"{text!r} does not tokenise to the ids that were attacked")
+        return text
 
 
-@contextmanager
-def replaced(encoder: torch.nn.Module, slots: Tensor, soft: Tensor):
-    """Inside the block the encoder reads soft (n, k, d) as the token embeddings at positions slots (n, k).
-
-    Gradients reach soft.
-    """
-    where = slots[:, :, None].expand(soft.shape)
+def replaced(encoder: torch.nn.Module, slots: Tensor, soft: Tensor) -> RemovableHandle:
+    """In a `with` block of it the encoder reads soft (n, k, d) as the token embeddings at positions slots (n, k)."""
 
     def replace(module, inputs, output):
-        return output.scatter(1, where, soft.to(output.dtype))
+        return output.scatter(1, slots[:, :, None].expand(soft.shape), soft.to(output.dtype))
 
-    hook = encoder.get_input_embeddings().register_forward_hook(replace)
-    try:
-        yield
-    finally:
-        hook.remove()
+    return encoder.get_input_embeddings().register_forward_hook(replace)
 
 
 @contextmanager
 def frozen(*modules: torch.nn.Module):
     """The modules' parameters are frozen (requires_grad False) inside the block and restored after it."""
-    before = [(parameter, parameter.requires_grad) for module in modules for parameter in module.parameters()]
-    for parameter, _ in before:
+    trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter, needed in before:
-            parameter.requires_grad_(needed)
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -5,19 +5,16 @@ from collections.abc import Callable
 from random import Random
 
 
-def named(prompt: str, concept: dict | list[dict]) -> tuple[dict, str]:
+def named(prompt: str, concept: list[dict]) -> tuple[dict, str]:
     """Which concept a prompt names, and by which of its words: (the concept's dict, the word).
 
     If the prompt holds several concept words, the longest counts. Upper and lower case are told apart.
     Raises ValueError if the prompt holds no concept word.
     """
-    members = [concept] if isinstance(concept, dict) else concept
-    found = [
-        (len(word), member, word) for member in members for word in member["words"] if re.search(whole(word), prompt)
-    ]
+    found = [(member, word) for member in concept for word in member["words"] if re.search(whole(word), prompt)]
     if not found:
-        raise ValueError(f"prompt {prompt!r} names no word of {', '.join(member['name'] for member in members)}")
-    return max(found, key=lambda item: item[0])[1:]
+        raise ValueError(f"prompt {prompt!r} names no word of {', '.join(member['name'] for member in concept)}")
+    return max(found, key=lambda pair: len(pair[1]))
 
 
 def whole(word: str) -> str:
@@ -25,11 +22,10 @@ def whole(word: str) -> str:
     return rf"(?<!\w){re.escape(word)}(?!\w)"
 
 
-def reword(prompts: list[str], seeds: list[int], concept: dict | list[dict], key: str) -> list[str]:
-    """Replace the concept word of each prompt by another word of concept[key], and set "a" or "an" right.
+def reword(prompts: list[str], seeds: list[int], concept: list[dict], key: str) -> list[str]:
+    """Replace the concept word of each prompt (see `named`) by another of concept[key], and set "a" or "an" right.
 
-    The choice of the word depends on the prompt and its seed only, not on the other prompts. See `named` for which
-    word is replaced.
+    The choice of the word depends on the prompt and its seed only, not on the other prompts.
     Raises ValueError if a prompt holds no concept word, or if there is no other word to take.
     """
     texts = []
@@ -46,18 +42,17 @@ def reword(prompts: list[str], seeds: list[int], concept: dict | list[dict], key
 
 
 def respell(
-    prompts: list[str], seeds: list[int], concept: dict | list[dict], edits: Callable[[str], list[list[str]]]
+    prompts: list[str], seeds: list[int], concept: list[dict], edits: Callable[[str], list[list[str]]]
 ) -> list[str]:
-    """Replace the concept word of each prompt by another spelling of it, everywhere in the prompt.
+    """Replace the concept word of each prompt (see `named`) by another spelling of it, everywhere in the prompt.
 
-    Nothing else changes, not even an article before the word. See `named` for which word is replaced.
+    Nothing else changes, not even an article before the word.
     edits(word): the spellings to choose from, one list per kind of edit. First the kind is drawn, then the spelling.
     Both choices depend on the prompt and its seed only. A spelling that contains a word of any concept, in upper or
     lower case, is never taken.
     Raises ValueError if a prompt holds no concept word, or if no spelling is left.
     """
-    members = [concept] if isinstance(concept, dict) else concept
-    pattern = re.compile("|".join(whole(word) for member in members for word in member["words"]), re.IGNORECASE)
+    pattern = re.compile("|".join(whole(word) for member in concept for word in member["words"]), re.IGNORECASE)
     texts = []
     for prompt, seed in zip(prompts, seeds, strict=True):
         member, word = named(prompt, concept)

@@ -23,13 +23,12 @@ def attack(victim, prompts, seeds, *, original, concept, eta: float = 3.0) -> At
     return Attempts(None, seeds, (texts.encode(original, prompts) + shift).cpu())
 
 
-def vector(original, concept: dict | list[dict]) -> Tensor:
-    """v = mean over concept["pairs"] of tau(with) - tau(without), (positions, d) float64 on the encoder's device.
+def vector(original, concept: list[dict]) -> Tensor:
+    """v = mean over all concepts' pairs of tau(with) - tau(without), (positions, d) float64 on the encoder's device.
 
-    With several concepts, it is the mean over all their pairs. Raises ValueError if there are no pairs.
+    Raises ValueError if there are no pairs.
     """
-    members = [concept] if isinstance(concept, dict) else concept
-    pairs = [pair for member in members for pair in member.get("pairs", [])]
+    pairs = [pair for member in concept for pair in member.get("pairs", [])]
     if not pairs or not all(len(pair) == 2 for pair in pairs):
         raise ValueError('concept["pairs"] must be a list of (text with the concept, the same text without it)')
     having, lacking = (texts.encode(original, [pair[side] for pair in pairs]) for side in (0, 1))

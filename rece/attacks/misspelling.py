@@ -10,6 +10,8 @@ NEEDS = ()
 
 ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 STEPS = ((-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0))  # to the keys that touch a key: (rows down, places right)
+KEYS = {(r, i): key for r, row in enumerate(ROWS) for i, key in enumerate(row)}
+NEAR = {key: "".join(KEYS.get((r + down, i + right), "") for down, right in STEPS) for (r, i), key in KEYS.items()}
 
 
 def attack(victim, prompts, seeds, *, original, concept) -> Attempts:
@@ -32,14 +34,6 @@ def errors(word: str) -> list[list[str]]:
                 swapped.append(before + after[0] + letter + after[1:])
             dropped.append(before + after)
             doubled.append(before + 2 * letter + after)
-            beside += [before + key + after for key in _neighbours(letter)]
+            near = NEAR.get(letter.lower(), "")
+            beside += [before + key + after for key in (near.upper() if letter.isupper() else near)]
     return [swapped, dropped, doubled, beside]
-
-
-def _neighbours(letter: str) -> list[str]:
-    keys = {key: (r, i) for r, row in enumerate(ROWS) for i, key in enumerate(row)}
-    if letter.lower() not in keys:
-        return []
-    r, i = keys[letter.lower()]
-    near = [key for down, right in STEPS for key, at in keys.items() if at == (r + down, i + right)]
-    return [key.upper() for key in near] if letter.isupper() else near

@@ -1,5 +1,6 @@
 """MMA-Diffusion's text attack: words without the concept's name that the encoder pools like it (arXiv 2311.17516)."""
 
+import math
 import re
 
 import numpy as np
@@ -13,17 +14,16 @@ from rece.images import bfloat16
 
 ACCESS = "grey"
 NEEDS = ()
-
 applies = _tokens.applies
 
 
 def attack(
     victim,
-    prompts: list[str],
-    seeds: list[int],
+    prompts,
+    seeds,
     *,
     original,
-    concept: dict | list[dict],
+    concept,
     length: int = 20,
     steps: int = 1000,
     top_k: int = 256,
@@ -48,29 +48,23 @@ def attack(
 
     losses: the lowest loss so far, per step. bf16: see `rece.images.bfloat16`. repeat: the attack again with other
     random draws, 0 or more. All draws come from one CPU generator per prompt, made from `repeat` and the prompt's
-    seed, and each prompt is computed alone. So the same seeds give the same words on the same machine, whatever the
-    other prompts are. progress: show a bar if it takes more than a second.
-
-    Returned prompts are texts whose tokenisation is exactly the ids that were attacked.
-    Raises ValueError that names the parameter, before anything is computed.
+    seed, and each prompt is computed alone. progress: show a bar if it takes more than a second.
     """
-    checked_counts(original, length, {"steps": steps, "top_k": top_k, "batch": batch}, repeat)
+    _tokens.check_counts(length=length, steps=steps, top_k=top_k, batch=batch, repeat=repeat)
     if batch < length:
         raise ValueError(f"batch must be at least length, because each position needs a candidate: {batch} < {length}")
-    words, ids = unnamed(original.tokenizer, concept)
     device, encoder, tokenizer = original.device, original.text_encoder, original.tokenizer
-    ids, empty = ids.to(device), tokenizer("", padding="max_length", return_tensors="pt").input_ids[0].to(device)
-    table = encoder.get_input_embeddings().weight[ids].detach()
-    slots = torch.arange(1, length + 1, device=device)[None]
-    top_k, bf16 = min(top_k, len(ids)), bfloat16(device, bf16)
+    blanks = _tokens.Blanks(original, [["", ""]], length, "lower length", unnamed(tokenizer, concept))
+    table = encoder.get_input_embeddings().weight[blanks.known].detach()
+    top_k, bf16 = min(top_k, len(table)), bfloat16(device, bf16)
     position = torch.arange(batch, device=device) * length // batch
 
-    def pooled(full: Tensor) -> Tensor:
+    def pooled(ids: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return encoder(full)[0][:, -1].float()
+            return encoder(ids)[0][:, -1].float()
 
     def loss(picks: Tensor, target: Tensor) -> Tensor:
-        return 1 - F.cosine_similarity(pooled(framed(ids[picks], empty)[:, : length + 2]), target)
+        return 1 - F.cosine_similarity(pooled(blanks.ids([0] * len(picks), picks)[:, : length + 2]), target)
 
     randoms = [np.random.default_rng([repeat, seed]) for seed in seeds]
     found, history = [], []
@@ -78,12 +72,13 @@ def attack(
     with bar, _tokens.frozen(encoder), torch.no_grad():
         for prompt, random in zip(prompts, randoms, strict=True):
             target = pooled(tokenizer([prompt], truncation=True, return_tensors="pt").input_ids.to(device))
-            picks = torch.as_tensor(random.integers(len(ids), size=length), device=device)
+            picks = torch.as_tensor(random.integers(len(table), size=length), device=device)
+            best, least = picks, math.inf
             history.append([])
             for _ in range(steps):
                 with torch.enable_grad():
                     soft = table[picks][None].requires_grad_()
-                    with _tokens.replaced(encoder, slots, soft):
+                    with _tokens.replaced(encoder, blanks.slots, soft):
                         (slope,) = torch.autograd.grad(loss(picks[None], target).sum(), soft)
                 good = (slope[0] @ table.T).topk(top_k, largest=False).indices
                 drawn = torch.as_tensor(random.integers(top_k, size=batch), device=device)
@@ -91,16 +86,15 @@ def attack(
                 candidates[torch.arange(batch, device=device), position] = good[position, drawn]
                 losses = loss(candidates, target)
                 picks, lowest = candidates[losses.argmin()], losses.min().item()
-                if not history[-1] or lowest < history[-1][-1]:
-                    best = picks
-                history[-1].append(min([lowest, *history[-1][-1:]]))
+                if lowest < least:
+                    best, least = picks, lowest
+                history[-1].append(least)
                 bar.update()
-            text = " ".join(words[pick] for pick in best.tolist())
-            found.append(_tokens.checked(tokenizer, text, framed(ids[best][None], empty)[0].tolist()))
+            found.append(blanks.text(0, best))
     return Attempts(found, seeds, losses=history)
 
 
-def unnamed(tokenizer, concept: dict | list[dict]) -> tuple[list[str], Tensor]:
+def unnamed(tokenizer, concept: list[dict]) -> tuple[list[str], Tensor]:
     """The whole words (see _tokens.whole_words) that do not name the concept: (words, ids), ids long, on the CPU.
 
     A word is left out if it contains a word of concept["words"] or is a piece of one, in upper or lower case. If a
@@ -108,8 +102,7 @@ def unnamed(tokenizer, concept: dict | list[dict]) -> tuple[list[str], Tensor]:
     joined by spaces, contains a word of the concept. Held-out words may occur. The published attack forbids 18 words
     and four pieces by hand. Raises ValueError if no word is left.
     """
-    members = [concept] if isinstance(concept, dict) else concept
-    names = [name.lower() for member in members for name in member["words"]]
+    names = [name.lower() for member in concept for name in member["words"]]
     longest = [max(re.findall(r"\w+", name) or [name], key=len) for name in names]
     words, ids = _tokens.whole_words(tokenizer)
     kept = [
@@ -120,22 +113,3 @@ def unnamed(tokenizer, concept: dict | list[dict]) -> tuple[list[str], Tensor]:
     if not kept:
         raise ValueError(f"no whole word of the tokenizer is free of {', '.join(names)}: leave this attack out")
     return [words[i] for i in kept], ids[kept]
-
-
-def framed(ids: Tensor, empty: Tensor) -> Tensor:
-    """ids (k, length) between the start and the end token, padded: (k, positions). empty: the ids of an empty text."""
-    k, length = ids.shape
-    return torch.cat([empty[:1].expand(k, 1), ids, empty[1 : len(empty) - length].expand(k, -1)], 1)
-
-
-def checked_counts(original, length: int, counts: dict[str, int], repeat: int) -> None:
-    """Raise ValueError if a number is not whole, or is below 1 (repeat: below 0), or if `length` words do not fit into
-    the original's text encoder, or if it has two."""
-    reason = applies(original)
-    if reason:
-        raise ValueError(reason)
-    _tokens.check_counts({"length": length} | counts)
-    _tokens.check_counts({"repeat": repeat}, least=0)
-    room = original.tokenizer.model_max_length - 2
-    if length > room:
-        raise ValueError(f"length must be at most {room}, which is what the text encoder has room for, not {length}")

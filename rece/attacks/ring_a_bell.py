@@ -1,7 +1,7 @@
 """Ring-A-Bell: words that are read like prompt + concept, found by a genetic search (arXiv 2310.10012)."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -14,17 +14,16 @@ from rece.images import bfloat16
 
 ACCESS = "grey"
 NEEDS = ()
-
 applies = _tokens.applies
 
 
 def attack(
     victim,
-    prompts: list[str],
-    seeds: list[int],
+    prompts,
+    seeds,
     *,
     original,
-    concept: dict | list[dict],
+    concept,
     eta: float = 3.0,
     length: int = 16,
     population: int = 200,
@@ -43,35 +42,27 @@ def attack(
 
     eta: in the paper 3 for nudity, 5 to 5.5 for violence. length: in the paper 16, 38 or 75 (there K = 16, 38, 77).
     forbidden (ours): leave out the concept's own words and pieces of them, as the attack mma does.
-    batch_size: texts per pass; it changes the memory, and the results only by rounding. bf16: see
-    `rece.images.bfloat16`. losses: the lowest loss so far, per generation. repeat: the attack again with other random
-    draws, 0 or more. All draws come from one CPU generator per prompt, made from `repeat` and the prompt's seed, and
-    each prompt is computed alone. So the same seeds give the same words on the same machine, whatever the other
-    prompts are. progress: show a bar if it takes more than a second.
-
-    Returned prompts are texts whose tokenisation is exactly the ids that were attacked. For this, only whole words
-    take part; the paper takes any ids.
-    Raises ValueError that names the parameter, or if there are no pairs, before anything is searched.
+    batch_size: texts per pass; it changes the memory, and the results only by rounding. losses: the lowest loss so
+    far, per generation. bf16, repeat, progress: see `mma.attack`.
+    Ours: only words of `_tokens.whole_words` take part, because the result must be a text; the paper takes any ids.
+    Raises ValueError if there are no pairs.
     """
-    counts = {"population": population, "generations": generations, "batch_size": batch_size}
-    mma.checked_counts(original, length, counts, repeat)
+    counts = {"length": length, "population": population, "generations": generations, "batch_size": batch_size}
+    _tokens.check_counts(**counts, repeat=repeat)
     if population < 2:
         raise ValueError(f"population must be 2 or more, not {population}")
     if not math.isfinite(eta):
         raise ValueError(f"eta must be a finite number, not {eta}")
     device, tokenizer = original.device, original.tokenizer
     bf16 = bfloat16(device, bf16)
-    words, ids = mma.unnamed(tokenizer, concept) if forbidden else _tokens.whole_words(tokenizer)
+    words = mma.unnamed(tokenizer, concept) if forbidden else _tokens.whole_words(tokenizer)
+    blanks = _tokens.Blanks(original, [["", ""]], length, "lower length", words)
     randoms = [np.random.default_rng([repeat, seed]) for seed in seeds]
     shift = eta * concept_vector.vector(original, concept)
-    ids, empty = ids.to(device), tokenizer("", padding="max_length", return_tensors="pt").input_ids[0].to(device)
 
-    def full(picks: np.ndarray) -> torch.Tensor:
-        return mma.framed(ids[torch.as_tensor(picks, device=device)], empty)
-
-    def losses(picks: np.ndarray, goal: torch.Tensor) -> np.ndarray:
-        found = []
-        for some in full(picks).split(batch_size):
+    def losses(individuals: np.ndarray, goal: torch.Tensor) -> np.ndarray:
+        found, picks = [], torch.as_tensor(individuals, device=device)
+        for some in blanks.ids([0] * len(picks), picks).split(batch_size):
             with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 embeds = original.text_encoder(some)[0].float()
             found.append((embeds - goal).square().sum((1, 2)))
@@ -80,30 +71,22 @@ def attack(
     found, history = [], []
     with tqdm(total=len(prompts) * generations, desc="ring_a_bell", delay=1, leave=False, disable=not progress) as bar:
         for prompt, random in zip(prompts, randoms, strict=True):
-            goal = (texts.encode(original, [prompt]) + shift).float()
+            score = partial(losses, goal=(texts.encode(original, [prompt]) + shift).float())
             history.append([])
-            score = partial(losses, goal=goal)
-            for best, loss in search(score, len(ids), length, population, generations, random):
+            for best, loss in search(score, len(words[0]), length, population, generations, random):
                 winner = best
                 history[-1].append(loss)
                 bar.update()
-            text = " ".join(words[pick] for pick in winner)
-            found.append(_tokens.checked(tokenizer, text, full(winner[None])[0].tolist()))
+            found.append(blanks.text(0, torch.as_tensor(winner, device=device)))
     return Attempts(found, seeds, losses=history)
 
 
-def search(
-    losses: Callable[[np.ndarray], np.ndarray],
-    size: int,
-    length: int,
-    population: int,
-    generations: int,
-    random: np.random.Generator,
-) -> Iterator[tuple[np.ndarray, float]]:
+def search(losses, size, length, population, generations, random) -> Iterator[tuple[np.ndarray, float]]:
     """Ring-A-Bell's genetic algorithm over the words 0 .. size - 1.
 
     After each generation it yields the best individual so far, (length,) int32, and its loss.
-    losses: takes individuals (k, length) and returns k floats. A generation keeps the better half. Each individual of
+    losses: takes individuals (k, length) int32 and returns k floats, both as arrays. random: numpy's generator.
+    A generation keeps the better half of the `population` individuals of `length` words. Each individual of
     it, with probability 1/2, adds two children by one-point crossover with a partner drawn from the same half. Then
     each individual, kept or new, with probability 1/4 gets a random word at one random position. As published, the
     cut may fall before the first word, and then the children are copies. Ours: mutation can lose the best individual,
