@@ -77,12 +77,11 @@ def debias(
     K, A = last_tokens(concepts), last_tokens(list(attributes))
     PP = texts.encode_gram(pipe, preserve, last=True) if preserve else None
     alpha = torch.zeros(len(concepts), len(attributes), dtype=K.dtype, device=K.device)
+    scales = dict(lamb=lamb, erase_scale=edit_scale, preserve_scale=preserve_scale)
     draw = dict(steps=steps, guidance=guidance, batch_size=batch_size, progress=False)
-    alphas, seen, done = [], [], False
+    alphas, seen = [], []
     for step in tqdm(range(max_iterations), desc="debias", delay=1, leave=False, disable=not progress):
-        T = K + alpha @ A
-        scales = dict(lamb=lamb, erase_scale=edit_scale, preserve_scale=preserve_scale)
-        eraser = Eraser(solver.edit_map(K.flatten(0, 1), T.flatten(0, 1), PP, **scales))
+        eraser = Eraser(solver.edit_map(K.flatten(0, 1), (K + alpha @ A).flatten(0, 1), PP, **scales))
         alphas.append(alpha.tolist())
         shares = []
         eraser.apply(pipe)
@@ -91,31 +90,20 @@ def debias(
                 seeds = range(seed + step * images, seed + (step + 1) * images)
                 found = list(labels(generate(pipe, [text] * images, seeds, **draw)))
                 if len(found) != images or not set(found) <= set(attributes):
-                    raise ValueError(
-                        f"labels must return one of the attributes for each image, not {sorted(set(found))}"
-                    )
+                    wrong = sorted(set(found))
+                    raise ValueError(f"labels must return one of the attributes for each image, not {wrong}")
                 shares.append([found.count(attribute) / images for attribute in attributes])
         finally:
             eraser.remove(pipe)
         seen.append(shares)
         lacking = wanted - np.array(shares)
         off = np.abs(lacking).max(axis=1) >= max_diff
-        done = not off.any()
-        if done:
+        if not off.any():
             break
-        if step + 1 < max_iterations:
-            alpha = alpha + step_size * torch.as_tensor(lacking * off[:, None]).to(alpha)
-    if not done:
+        alpha = alpha + step_size * torch.as_tensor(lacking * off[:, None]).to(alpha)
+    else:
         warnings.warn(f"debias: not within max_diff {max_diff} after max_iterations {max_iterations}", stacklevel=2)
-    provenance = {
-        **origin(pipe),
-        "concepts": concepts,
-        **settings,
-        "desired": wanted.tolist(),
-        "alphas": alphas,
-        "seen": seen,
-        "debiased": done,
-    }
-    eraser.provenance.update(provenance)
+    eraser.provenance |= origin(pipe) | {"concepts": concepts} | settings | {"desired": wanted.tolist()}
+    eraser.provenance |= {"alphas": alphas, "seen": seen, "debiased": not off.any()}
     eraser._pipe = weakref.ref(pipe)
     return eraser

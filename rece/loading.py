@@ -25,47 +25,31 @@ def load(
 ) -> DiffusionPipeline:
     """The pipeline of a folder, or of a hub id at a revision, from safetensors files only.
 
-    model: a folder that `save_pretrained` wrote, or a hub id. revision: a hub id's full commit hash, without which
-    the same line may load other weights tomorrow. eraser: a file of `Eraser.save`, which is applied. dtype: one of
-    DTYPES. device: by default the GPU if there is one. scheduler: the name of one of diffusers' scheduler classes,
-    configured as the pipeline's own. A safety checker is not loaded.
+    model: a folder that `save_pretrained` wrote, or a hub id. revision: a hub id's full commit hash, see `local`.
+    eraser: a file of `Eraser.save`, which is applied. dtype: one of DTYPES. device: by default the GPU if there is
+    one. scheduler: the name of one of diffusers' scheduler classes, configured as the pipeline's own. A safety checker
+    is not loaded.
 
     Raises ValueError naming the parameter; FileNotFoundError if there is no such folder or eraser file; OSError if
     the folder is not whole, or the hub does not have it or cannot be reached.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    kind = None if scheduler is None else getattr(diffusers, scheduler, None)
+    kind = getattr(diffusers, scheduler or "", None)
     if scheduler is not None and not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         raise ValueError(f"scheduler must be the name of one of diffusers' schedulers, not {scheduler!r}")
-    device = _device(device)
-    folder = Path(model)
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise FileNotFoundError(f"model: the folder {model} holds no model_index.json, so it is no pipeline")
-        if revision is not None:
-            raise ValueError(f"revision belongs to hub ids, and {model} is a folder: leave it out")
-    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
-        raise FileNotFoundError(f"model: there is no folder {str(model)!r}, and it is no hub id like owner/name")
-    elif not re.fullmatch("[0-9a-f]{40}", revision or ""):
-        raise ValueError(
-            f"model: there is no folder {str(model)!r}. If it is a model of the hub, revision must be its full commit "
-            f"hash (40 digits), not {revision!r}"
-        )
+    device, folder = placed(device), local(model, revision)
+    if folder and not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(f"model: the folder {model} holds no model_index.json, so it is no pipeline")
     edit = None if eraser is None else Eraser.load(eraser)
     try:
         index = DiffusionPipeline.load_config(model, revision=revision)
         unchecked = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        pipe = DiffusionPipeline.from_pretrained(
-            model,
-            revision=revision,
-            dtype=DTYPES[dtype],
-            use_safetensors=True,
-            **(unchecked if "safety_checker" in index else {}),
-        )
+        settings = {"dtype": DTYPES[dtype], "use_safetensors": True} | (unchecked if "safety_checker" in index else {})
+        pipe = DiffusionPipeline.from_pretrained(model, revision=revision, **settings)
     except (OSError, KeyError) as error:
         reason = " ".join(str(error).split())
-        if folder.is_dir():
+        if folder:
             raise OSError(f"model: the folder {model} is not whole: {reason}") from error
         if constants.is_offline_mode():
             reason = "it is not in the local cache, and HF_HUB_OFFLINE is set: unset it to download"
@@ -77,21 +61,40 @@ def load(
     return pipe if edit is None else edit.apply(pipe)
 
 
+def local(model: str | Path, revision: str | None) -> Path | None:
+    """The folder that `model` is, or None if it is a hub id like owner/name at a revision, its full commit hash.
+
+    Without that hash the same line may load other weights tomorrow: branches and tags move. A folder has no revision.
+    Raises ValueError for another revision, FileNotFoundError if `model` is neither.
+    """
+    if Path(model).is_dir():
+        if revision is not None:
+            raise ValueError(f"revision belongs to hub ids, and {model} is a folder: leave it out")
+        return Path(model)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
+        raise FileNotFoundError(f"model: there is no folder {str(model)!r}, and it is no hub id like owner/name")
+    if not re.fullmatch("[0-9a-f]{40}", str(revision)):
+        raise ValueError(
+            f"model: there is no folder {str(model)!r}. If it is a model of the hub, revision must be its full commit "
+            f"hash (40 digits), not {revision!r}"
+        )
+    return None
+
+
+def placed(device: str | torch.device | None) -> torch.device:
+    """`device`, or if it is None the GPU if there is one, else the CPU. Raises ValueError if it is not there."""
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=found).cpu()
+    except (RuntimeError, AssertionError, ImportError):
+        raise ValueError(
+            f"device must be one of torch's that is here, like cpu or cuda:1, not {str(device)!r}"
+        ) from None
+    return found
+
+
 def quiet() -> None:
     """Of the libraries only errors: no bars of their own, no line for every prompt that CLIP cuts at 77 tokens."""
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
-
-
-def _device(device: str | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device must be one of torch's, like cpu, cuda or cuda:1, not {device!r}") from None
-    backend = getattr(torch, found.type, None)
-    if found.type != "cpu" and not (hasattr(backend, "is_available") and backend.is_available()):
-        raise ValueError(f"device {device!r} is not available here: choose another one")
-    return found

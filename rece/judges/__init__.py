@@ -6,15 +6,17 @@ it; and `threshold`: an image is a success if wanted and probability >= threshol
 """
 
 import inspect
-import re
+from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from huggingface_hub import snapshot_download
+from torch import Tensor
 
-from rece import files
+from rece import files, loading
 from rece import images as form
 
 WEIGHTS = ["model.safetensors", "model-*.safetensors"]
@@ -27,27 +29,22 @@ def load(settings: str | Path | dict | None, root: str | Path = "."):
     root: what the folders and files in it are relative to. Raises ValueError for an unknown name, for a setting that
     the judge does not have and for one that it lacks, FileNotFoundError if there is no such folder.
     """
-    from rece.judges.classifier import Classifier
-    from rece.judges.embedded import Judge
-    from rece.judges.nudenet import NudeNet
-    from rece.judges.q16 import Q16
+    from rece.judges import classifier, embedded, nudenet, q16
 
     if settings is None:
         return None
     if isinstance(settings, str | Path):
-        return Judge.load(Path(root) / settings)
-    kinds = {"classifier": Classifier, "nudenet": NudeNet, "q16": Q16}
+        return embedded.Judge.load(Path(root) / settings)
+    kinds = {"classifier": classifier.Classifier, "nudenet": nudenet.NudeNet, "q16": q16.Q16}
     if not isinstance(settings, dict) or settings.get("name") not in kinds:
-        given = settings.get("name") if isinstance(settings, dict) else settings
-        raise ValueError(f"judge: name must be one of {', '.join(kinds)}, or judge a folder, not {given!r}")
-    name, options = settings["name"], {key: value for key, value in settings.items() if key != "name"}
-    known = inspect.signature(kinds[name]).parameters
-    unknown = sorted(set(options) - set(known))
-    missing = [key for key, setting in known.items() if setting.default is setting.empty and key not in options]
-    if unknown:
-        raise ValueError(f"judge: {name} has no setting {unknown[0]!r}; its settings are {', '.join(known)}")
-    if missing:
-        raise ValueError(f"judge: {name} needs the setting {missing[0]!r}; its settings are {', '.join(known)}")
+        raise ValueError(f"judge: name must be one of {', '.join(kinds)}, or judge a folder, not {settings!r}")
+    options = dict(settings)
+    name = options.pop("name")
+    known = inspect.signature(kinds[name])
+    try:
+        known.bind(**options)
+    except TypeError as error:
+        raise ValueError(f"judge: {name}: {error}; its settings are {', '.join(known.parameters)}") from None
     for key in {"model", "prompts"} & set(options):
         if (Path(root) / options[key]).exists():
             options[key] = Path(root) / options[key]
@@ -61,39 +58,52 @@ def checked(images: np.ndarray, cases: pd.DataFrame) -> None:
         raise ValueError(f"images and cases must be as many, 1 or more, not {len(images)} and {len(cases)}")
 
 
-def snapshot(model: str | Path, revision: str | None) -> Path:
-    """The folder of a transformers model: `model` itself if it is one, else the hub's snapshot of that id.
+class Network:
+    """A transformers model of images, in float32 on `device`, by default the GPU if there is one.
 
-    revision: the hub commit, 40 hex digits, since branches and tags move; for a folder None. Downloads what is not in
-    the cache, unless HF_HUB_OFFLINE is set: configs, the tokenizer and safetensors weights, no pickles and no code.
-    Raises ValueError for another revision, FileNotFoundError if nothing is there or the weights are not safetensors.
+    kind: the name of its class in transformers. model, revision: see `loading.local`. Downloads what is not in the
+    cache, unless HF_HUB_OFFLINE is set: configs, the tokenizer and safetensors weights, no pickles and no code.
+    batch_size: how many images at once. Raises ValueError for a bad setting, FileNotFoundError if nothing is there or
+    the weights are not safetensors.
     """
-    if Path(model).is_dir():
-        if revision is not None:
-            raise ValueError(f"revision must be left out for a folder: {str(model)!r} is what it is")
-        folder = Path(model)
-    else:
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(model)):
-            raise FileNotFoundError(f"model: there is no folder {str(model)!r}, and a hub id looks like owner/name")
-        if not re.fullmatch("[0-9a-f]{40}", str(revision)):
-            raise ValueError(f"revision of {model} must be a commit of 40 hex digits, no branch or tag: {revision!r}")
-        try:
-            folder = Path(snapshot_download(model, revision=revision, allow_patterns=["*.json", "*.txt", *WEIGHTS]))
-        except OSError as error:
-            why = str(error).splitlines()[0]
-            raise FileNotFoundError(f"model: {model} at {revision} is neither cached nor to be had: {why}") from None
-    if not any(list(folder.glob(pattern)) for pattern in WEIGHTS):
-        raise FileNotFoundError(f"model: {str(model)!r} has no model.safetensors: convert it with save_pretrained")
-    return folder
 
+    def __init__(
+        self, kind: str, model: str | Path, revision: str | None, batch_size: int, device: str | torch.device | None
+    ):
+        import transformers
+        from transformers import AutoImageProcessor
 
-def sha256(path: str | Path) -> str:
-    """The sha256 of a file, in hex; of a snapshot's folder, of its weights files one after the other."""
-    path = Path(path)
-    weights = sorted(found for pattern in WEIGHTS for found in path.glob(pattern)) if path.is_dir() else [path]
-    return files.sha256(*weights)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
+        self.batch_size, self.device, self.revision = batch_size, loading.placed(device), revision
+        self.name = str(model) if revision else Path(model).name
+        self.folder = loading.local(model, revision)
+        if self.folder is None:
+            patterns = ["*.json", "*.txt", *WEIGHTS]
+            try:
+                self.folder = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+            except OSError as error:
+                why = f"{model} at {revision} is neither cached nor to be had: {str(error).splitlines()[0]}"
+                raise FileNotFoundError(f"model: {why}") from None
+        self.weights = sorted(path for pattern in WEIGHTS for path in self.folder.glob(pattern))
+        if not self.weights:
+            raise FileNotFoundError(f"model: {str(model)!r} has no model.safetensors: convert it with save_pretrained")
+        safe = {"use_safetensors": True, "trust_remote_code": False}
+        network = getattr(transformers, kind).from_pretrained(self.folder, dtype=torch.float32, **safe)
+        self.model = network.eval().requires_grad_(False).to(self.device)
+        self.processor = AutoImageProcessor.from_pretrained(self.folder, backend="pil", trust_remote_code=False)
 
+    def pixels(self, images: Sequence[np.ndarray]) -> Tensor:
+        """What the model reads: (n, 3, height, width) of uint8 images (h, w, 3)."""
+        return self.processor(images=list(images), return_tensors="pt")["pixel_values"].to(self.device)
 
-def placed(device: str | torch.device | None) -> torch.device:
-    """`device`, or if it is None the GPU if there is one, else the CPU."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    @torch.no_grad()
+    def chances(self, images: np.ndarray, logits: Callable[[Tensor], Tensor]) -> np.ndarray:
+        """The softmax of the logits of uint8 images (n, h, w, 3): (n, classes) float32. logits: from pixels."""
+        batches = (images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size))
+        return torch.cat([logits(self.pixels(batch)).softmax(-1).cpu() for batch in batches]).numpy()
+
+    def describe(self) -> dict:
+        """The package, the model (hub id, or name of its folder), the revision, and one sha256 of all weights."""
+        package, sha256 = f"transformers {metadata.version('transformers')}", files.sha256(*self.weights)
+        return {"package": package, "model": self.name, "revision": self.revision, "sha256": sha256}

@@ -2,20 +2,19 @@
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from rece.judges import checked, placed, sha256, snapshot
+from rece.judges import Network, checked
 
 
 class Classifier:
     """Any transformers model for image classification: ResNet-50 for ImageNet's objects, a ViT for styles.
 
-    model: hub id or folder; revision: the hub commit, see `judges.snapshot`. top: a case is wanted if its label is
+    model: hub id or folder; revision, batch_size, device: see `judges.Network`. top: a case is wanted if its label is
     among the `top` likeliest classes. labels: the names of the classes in order, where the model's config has none.
     microsoft/resnet-50, which UnlearnDiffAtk uses, has other weights than what RECE used, torchvision's ResNet-50 with
     its DEFAULT weights: rates of the two do not compare.
@@ -23,8 +22,7 @@ class Classifier:
     A case's label names every class one of whose synonyms it is, whatever the capitals: "English springer" is
     "English springer, English springer spaniel", and ImageNet's two cranes are both "crane". `threshold` is 0: the
     likeliest class counts, however unlikely.
-    Computed in float32 on `device`, by default the GPU if there is one. Raises FileNotFoundError or ValueError for an
-    unfit model, revision or setting.
+    Computed in float32. Raises FileNotFoundError or ValueError for an unfit model, revision or setting.
     """
 
     threshold = 0.0
@@ -38,30 +36,20 @@ class Classifier:
         device: str | torch.device | None = None,
         batch_size: int = 32,
     ):
-        from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
-        folder = snapshot(model, revision)
-        network = AutoModelForImageClassification.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
-        )
-        n = network.config.num_labels
+        self.network = Network("AutoModelForImageClassification", model, revision, batch_size, device)
+        config = self.network.model.config
+        n = config.num_labels
         if labels is not None and (isinstance(labels, str) or len(labels) != n):
             raise ValueError(f"labels must be the names of the model's {n} classes, in order, not {len(labels)}")
         if not 1 <= top <= n:
             raise ValueError(f"top must be from 1 to the number of classes, {n}, not {top}")
-        self.labels = list(labels) if labels is not None else [network.config.id2label[i] for i in range(n)]
-        self.top, self.model, self.revision, self.batch_size = top, str(model), revision, batch_size
-        self.sha256, self.device = sha256(folder), placed(device)
-        self.network = network.eval().requires_grad_(False).to(self.device)
-        self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+        self.labels = [config.id2label[i] for i in range(n)] if labels is None else list(labels)
+        self.top, self.model = top, str(model)
         self._classes = {}
         for i, label in enumerate(self.labels):
             for name in {_plain(label), *map(_plain, label.split(","))}:
                 self._classes.setdefault(name, []).append(i)
 
-    @torch.no_grad()
     def answers(self, images: np.ndarray, cases: pd.DataFrame) -> pd.DataFrame:
         """Judge uint8 images (n, h, w, 3) of cases whose column `label` names a class.
 
@@ -73,45 +61,28 @@ class Classifier:
         """
         checked(images, cases)
         asked = [self.classes(label) for label in cases.label]
-        found = []
-        for start in range(0, len(images), self.batch_size):
-            pixels = self.processor(images=list(images[start : start + self.batch_size]), return_tensors="pt")
-            found.append(self.network(pixels["pixel_values"].to(self.device)).logits.softmax(-1).cpu())
-        chance = torch.cat(found).numpy()
+        chance = self.network.chances(images, lambda pixels: self.network.model(pixels).logits)
         place = np.argsort(np.argsort(-chance, axis=1, kind="stable"), axis=1) + 1
+        found = pd.DataFrame({"label": np.array(self.labels)[place.argmin(1)], "probability": chance.max(1)})
         rank = np.array([row[ids].min() for row, ids in zip(place, asked, strict=True)])
-        return pd.DataFrame(
-            {
-                "label": np.array(self.labels)[place.argmin(1)],
-                "probability": chance.max(1),
-                "wanted": rank <= self.top,
-                "of_asked": [row[ids].sum() for row, ids in zip(chance, asked, strict=True)],
-                "rank": rank,
-            }
-        )
+        of_asked = [row[ids].sum() for row, ids in zip(chance, asked, strict=True)]
+        return found.assign(wanted=rank <= self.top, of_asked=of_asked, rank=rank)
 
     def classes(self, label: str) -> list[int]:
         """The numbers of the classes that `label` names. Raises ValueError with the nearest names if there is none."""
-        found = self._classes.get(_plain(str(label)))
-        if found is None:
-            near = get_close_matches(_plain(str(label)), list(self._classes), n=3, cutoff=0.5)
+        plain = _plain(str(label))
+        if plain not in self._classes:
+            near = get_close_matches(plain, list(self._classes), n=3, cutoff=0.5)
             hint = f"the nearest are {', '.join(near)}" if near else "nor is any name near it"
             raise ValueError(f"cases: the label {label!r} is no class of {self.model}; {hint}")
-        return found
+        return self._classes[plain]
 
     def describe(self) -> dict:
         """What one needs to repeat the judgement: model, revision, sha256 of its weights, settings, and a note."""
-        note = "not torchvision's DEFAULT ResNet-50 weights, which RECE used"
-        return {
-            "judge": "classifier",
-            "package": f"transformers {metadata.version('transformers')}",
-            "model": self.model if self.revision else Path(self.model).name,
-            "revision": self.revision,
-            "sha256": self.sha256,
-            "classes": len(self.labels),
-            "top": self.top,
-            "threshold": self.threshold,
-        } | ({"note": note} if "resnet" in self.model.lower() else {})
+        settings = {"classes": len(self.labels), "top": self.top, "threshold": self.threshold}
+        if "resnet" in self.model.lower():
+            settings["note"] = "not torchvision's DEFAULT ResNet-50 weights, which RECE used"
+        return {"judge": "classifier", **self.network.describe(), **settings}
 
 
 def _plain(name: str) -> str:

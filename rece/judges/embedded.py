@@ -3,6 +3,7 @@
 import hashlib
 import json
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,35 +37,25 @@ class Judge(nn.Module):
     def __init__(self, objects: list[str], styles: list[str]):
         super().__init__()
         self.objects, self.styles = list(objects), list(styles)
-        widths = [3, 24, 48, 64, 96, 112, self.num_features]
-        strides = [1, 2, 2, 2, 2, 1]
-        layers = []
-        for i, stride in enumerate(strides):
-            layers += [
-                nn.Conv2d(widths[i], widths[i + 1], 3, stride, 1, bias=False),
-                nn.BatchNorm2d(widths[i + 1]),
-                nn.SiLU(),
-            ]
+        widths, layers = [3, 24, 48, 64, 96, 112, self.num_features], []
+        for (before, after), stride in zip(pairwise(widths), [1, 2, 2, 2, 2, 1], strict=True):
+            layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.SiLU()]
         self.trunk = nn.Sequential(*layers)
         self.object_head = nn.Linear(self.num_features, len(objects))
         self.style_head = nn.Linear(self.num_features, len(styles))
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (n, 3, h, w) to features (n, 128) float32."""
+        images = images.contiguous()  # the order of the bytes in memory decides how convolutions round
         return self.trunk(images.float() / 127.5 - 1).mean((2, 3))
 
     @torch.no_grad()
     def classify(self, images: np.ndarray, batch_size: int = 256) -> Verdict:
         """Class probabilities of uint8 images (n, h, w, 3). Raises ValueError for any other form."""
         form.check(images)
-        if not len(images):
-            return Verdict(np.zeros((0, len(self.objects)), "f4"), np.zeros((0, len(self.styles)), "f4"))
-        objects, styles = [], []
-        for i in range(0, len(images), batch_size):
-            features = self(torch.as_tensor(images[i : i + batch_size]).permute(0, 3, 1, 2))
-            objects.append(self.object_head(features).softmax(-1))
-            styles.append(self.style_head(features).softmax(-1))
-        return Verdict(torch.cat(objects).numpy(), torch.cat(styles).numpy())
+        features = [self(batch.permute(0, 3, 1, 2)) for batch in torch.as_tensor(images).split(batch_size)]
+        heads = (self.object_head, self.style_head)
+        return Verdict(*(torch.cat([head(each).softmax(-1) for each in features]).numpy() for head in heads))
 
     def labels(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Top-1 object and style names of uint8 images (n, h, w, 3)."""
@@ -86,24 +77,16 @@ class Judge(nn.Module):
 
     def describe(self) -> dict:
         """What one needs to repeat the judgement: version, sha256 of the saved weights, and the classes."""
-        return {
-            "judge": "embedded",
-            "package": f"rece {metadata.version('rece')}",
-            "sha256": hashlib.sha256(self._file()).hexdigest(),
-            "objects": self.objects,
-            "styles": self.styles,
-            "threshold": self.threshold,
-        }
+        package, sha256 = f"rece {metadata.version('rece')}", hashlib.sha256(self._file()).hexdigest()
+        labels = {"objects": self.objects, "styles": self.styles}
+        return {"judge": "embedded", "package": package, "sha256": sha256, **labels, "threshold": self.threshold}
 
     def save(self, folder: str | Path):
         """Write `model.safetensors` (fp16 weights) and `labels.json` into `folder`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with files.replacing(folder / "model.safetensors") as file:
+        with files.replacing(Path(folder, "model.safetensors")) as file:
             file.write(self._file())
-        (folder / "labels.json").write_text(
-            json.dumps({"objects": self.objects, "styles": self.styles}, indent=1) + "\n"
-        )
+        labels = {"objects": self.objects, "styles": self.styles}
+        Path(folder, "labels.json").write_text(json.dumps(labels, indent=1) + "\n")
 
     def _file(self) -> bytes:
         """The content of model.safetensors: the weights in fp16. The same weights give the same bytes."""
@@ -113,12 +96,11 @@ class Judge(nn.Module):
     @classmethod
     def load(cls, folder: str | Path) -> "Judge":
         """Read a saved judge in eval mode, float32. Raises FileNotFoundError if `folder` holds none."""
-        folder = Path(folder)
-        if not (folder / "labels.json").exists():
+        labels = Path(folder, "labels.json")
+        if not labels.exists():
             raise FileNotFoundError(
                 f"judge: no labels.json in {folder}; run the judge stage or correct `judge` in params.yaml"
             )
-        judge = cls(**json.loads((folder / "labels.json").read_text()))
-        weights = load_file(folder / "model.safetensors")
-        judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+        judge = cls(**json.loads(labels.read_text()))
+        judge.load_state_dict(load_file(Path(folder, "model.safetensors")))
         return judge.eval().requires_grad_(False)

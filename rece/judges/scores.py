@@ -6,26 +6,31 @@ set may be larger than memory.
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from importlib import metadata
 from itertools import islice, zip_longest
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 from rece import images as form
-from rece.judges import placed, snapshot
+from rece.judges import Network
+from rece.loading import placed
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+Images = np.ndarray | Iterable[np.ndarray]
 
 
 @torch.no_grad()
 def clip_score(
-    images: np.ndarray | Iterable[np.ndarray],
+    images: Images,
     prompts: Sequence[str],
     *,
     model: str | Path,
@@ -35,42 +40,34 @@ def clip_score(
 ) -> np.ndarray:
     """How well each image fits its prompt: max(0, 100 cos) of CLIP's features, (n,) float64, 0 to 100.
 
-    model: hub id or folder of a CLIP. revision: its hub commit, see `judges.snapshot`. Name the model wherever the
+    model: hub id or folder of a CLIP; revision, batch_size, device: see `judges.Network`. Name the model wherever the
         score is shown: papers report openai/clip-vit-base-patch32 (RECE, UCE) or clip-vit-large-patch14.
-    device: where it is computed, in float32; by default the GPU if there is one, else the CPU.
 
     Prompts are cut at the model's length (77 tokens). The score equals transformers' logits_per_image for OpenAI's
     models, whose learnt scale is 100, except that negative values become 0.
     Raises ValueError if there is not one image per prompt, or if a batch has another form. Source: Hessel et al. 2021.
     """
-    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+    from transformers import AutoTokenizer
 
     if isinstance(prompts, str) or not len(prompts):
         raise ValueError("prompts must be a list of at least one text")
-    device, folder = placed(device), snapshot(model, revision)
-    clip = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval().to(device)
-    processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    length = clip.config.text_config.max_position_embeddings
-    scores = []
-    for batch in _batches(_stream(images, "images"), batch_size):
-        texts = list(prompts[len(scores) : len(scores) + len(batch)])
-        if len(texts) < len(batch):
-            raise ValueError(f"images must be as many as prompts, {len(prompts)}, but there are more")
+    network = Network("CLIPModel", model, revision, batch_size, device)
+    clip = network.model
+    tokenizer = AutoTokenizer.from_pretrained(network.folder, trust_remote_code=False)
+    length, scores = clip.config.text_config.max_position_embeddings, []
+    if_not = f"images must be as many as prompts, {len(prompts)}"
+    for pictures, texts in _pairs(_stream(images, "images"), prompts, batch_size, if_not):
         tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        pixels = processor(images=batch, return_tensors="pt")["pixel_values"]
-        seen = clip.get_image_features(pixels.to(device)).pooler_output.cpu().double()
-        read = clip.get_text_features(**tokens.to(device)).pooler_output.cpu().double()
+        seen = clip.get_image_features(network.pixels(pictures)).pooler_output.cpu().double()
+        read = clip.get_text_features(**tokens.to(network.device)).pooler_output.cpu().double()
         scores += (100 * nn.functional.cosine_similarity(seen, read)).clamp(min=0).tolist()
-    if len(scores) != len(prompts):
-        raise ValueError(f"images must be as many as prompts, {len(prompts)}, not {len(scores)}")
     return np.array(scores)
 
 
 @torch.no_grad()
 def lpips(
-    images: np.ndarray | Iterable[np.ndarray],
-    originals: np.ndarray | Iterable[np.ndarray],
+    images: Images,
+    originals: Images,
     *,
     size: int | None = 64,
     interpolation: str = "bilinear",
@@ -84,50 +81,37 @@ def lpips(
     interpolation: how OpenCV scales. "bilinear" is OpenCV's default and what RECE and ESD use; it does not smooth, so
         that of a 512 px image scaled to 64 px it reads 1 value in 16. "area" smooths.
     net: the backbone, alex, vgg or squeeze.
-    device: where it is computed, by default the GPU if there is one, else the CPU.
+    device: where it is computed, see `loading.placed`.
 
     Needs torchvision, which downloads the backbone's ImageNet weights on the first use (a pickle, checked by its
     hash). Raises ModuleNotFoundError without it. Raises ValueError for a bad setting, if the two sets differ in number
     or size, or if a batch has another form. Source: Zhang et al. 2018, torchmetrics.
     """
     try:
-        import cv2
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-        metric = LearnedPerceptualImagePatchSimilarity(net_type=net, reduction="none")
+        metric = LearnedPerceptualImagePatchSimilarity(net_type=net, reduction="none").to(device := placed(device))
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "lpips needs torchvision and OpenCV: pip install opencv-python-headless and the torchvision of your torch"
-        ) from None
+        raise ModuleNotFoundError("lpips needs torchvision: pip install the torchvision of your torch") from None
     filters = {"bilinear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA}
     if interpolation not in filters:
         raise ValueError(f"interpolation must be one of {', '.join(filters)}, not {interpolation!r}")
     if size is not None and size < 32:
         raise ValueError(f"size must be 32 or more, or None, not {size}")
-    metric = metric.to(device := placed(device))
 
     def tensor(batch: list[np.ndarray]) -> Tensor:
         if size is not None:
             batch = [cv2.resize(image, (size, size), interpolation=filters[interpolation]) for image in batch]
         return torch.as_tensor(np.stack(batch)).permute(0, 3, 1, 2).to(device) / 127.5 - 1
 
-    def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for image, original in zip_longest(_stream(images, "images"), _stream(originals, "originals")):
-            if image is None or original is None:
-                raise ValueError("images and originals must be as many, in the same order")
+    if_not = "images and originals must be as many, in the same order"
+    pairs = _pairs(_stream(images, "images"), _stream(originals, "originals"), batch_size, if_not)
+    for made, before in pairs:
+        for image, original in zip(made, before, strict=True):
             if image.shape != original.shape:
                 raise ValueError(f"images and originals must be of one size, not {image.shape} and {original.shape}")
-            yield image, original
-
-    scores = []
-    for batch in _batches(pairs(), batch_size):
-        image, original = zip(*batch, strict=True)
-        metric.update(tensor(image), tensor(original))
-        scores += metric.compute().reshape(-1).tolist()
-        metric.reset()
-    if not scores:
+        metric.update(tensor(made), tensor(before))
+    if not metric.update_called:
         raise ValueError("images is empty")
-    return np.array(scores)
+    return metric.compute().reshape(-1).double().cpu().numpy()
 
 
 class FID:
@@ -143,7 +127,7 @@ class FID:
         first FIDs. These two scale to 299 only, and the images of one batch must have one size.
         None does not scale; it needs a module as `features`.
     size: side in pixels. batch_size: how many images are in memory at once.
-    device: where it is computed, by default the GPU if there is one, else the CPU. A module is moved there.
+    device: see `loading.placed`. A module is moved there.
 
     Call it with a set of images for the dict value, images and reference (how many), tool, features, resize, size.
     If there are fewer images than features the value is biased upwards, so compare only equal numbers of images, and
@@ -155,7 +139,7 @@ class FID:
 
     def __init__(
         self,
-        reference: np.ndarray | Iterable[np.ndarray],
+        reference: Images,
         *,
         size: int = 299,
         resize: str | None = "bicubic",
@@ -167,37 +151,27 @@ class FID:
         known = [*FILTERS, *(("torchmetrics", "tensorflow") if inception else (None,))]
         if resize not in known:
             kind = "a number" if inception else "a module"
-            raise ValueError(
-                f"resize must be one of {', '.join(map(str, known))} if features is {kind}, not {resize!r}"
-            )
+            known = ", ".join(map(str, known))
+            raise ValueError(f"resize must be one of {known} if features is {kind}, not {resize!r}")
         if size < 1 or (size != 299 and resize not in FILTERS):
             raise ValueError(f"size must be 299 if resize is {resize}, and positive, not {size}")
-        try:
-            metric = FrechetInceptionDistance(
-                feature=features, antialias=resize != "tensorflow", reset_real_features=False
-            )
-        except ModuleNotFoundError:
-            raise ModuleNotFoundError(
-                "fid of Inception features needs torch-fidelity: pip install torch-fidelity"
-            ) from None
-        self.metric, self.batch_size = metric.to(placed(device)), batch_size
-        self.scale = ((size, size), FILTERS[resize]) if resize in FILTERS else None
-        self.settings = {
-            "tool": f"torchmetrics {metadata.version('torchmetrics')}",
-            "features": f"torch-fidelity Inception, {features}" if inception else type(features).__name__,
-            "resize": resize,
-            "size": size if resize else None,
-        }
-        self.reference = _update(self.metric, reference, "reference", batch_size, self.scale)
+        antialias = resize != "tensorflow"
+        metric = FrechetInceptionDistance(feature=features, antialias=antialias, reset_real_features=False)
+        self.metric = metric.to(placed(device))
+        self.update = partial(_update, self.metric, batch_size=batch_size, resize=resize, size=size)
+        self.settings = {"tool": f"torchmetrics {metadata.version('torchmetrics')}"}
+        self.settings["features"] = f"torch-fidelity Inception, {features}" if inception else type(features).__name__
+        self.settings |= {"resize": resize, "size": size if resize else None}
+        self.reference = self.update(reference, "reference")
 
-    def __call__(self, images: np.ndarray | Iterable[np.ndarray]) -> dict:
+    def __call__(self, images: Images) -> dict:
         """Measure one set of images; see the class."""
         self.metric.reset()  # forgets the images of the call before, and keeps the reference
-        n = _update(self.metric, images, "images", self.batch_size, self.scale)
+        n = self.update(images, "images")
         return {"value": float(self.metric.compute()), "images": n, "reference": self.reference, **self.settings}
 
 
-def fid(images: np.ndarray | Iterable[np.ndarray], reference: np.ndarray | Iterable[np.ndarray], **settings) -> dict:
+def fid(images: Images, reference: Images, **settings) -> dict:
     """Fréchet distance between two sets of images. Settings, the dict returned and the errors are those of `FID`."""
     return FID(reference, **settings)(images)
 
@@ -255,37 +229,34 @@ def reference_batches(
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise FileNotFoundError(f"paths: there is no file {missing[0]} ({len(missing)} of {len(paths)} are missing)")
-    return map(np.stack, _batches((_read(path, size, fit) for path in paths), batch_size))
+
+    def read(path: Path) -> np.ndarray:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+        scale = ImageOps.fit if fit == "crop" else Image.Image.resize
+        return np.asarray(scale(image, (size, size), Image.Resampling.BICUBIC))
+
+    return map(np.stack, _batches(map(read, paths), batch_size))
 
 
 @torch.no_grad()
-def _update(metric, images, name: str, batch_size: int, scale: tuple | None = None) -> int:
-    """Give a metric of torchmetrics all images, on its device, and return how many there were."""
+def _update(
+    metric, images: Images, name: str, batch_size: int, resize: str | None = None, size: int | None = None
+) -> int:
+    """Give a metric of torchmetrics all images, scaled, on its device, and return how many there were."""
     n = 0
     for batch in _batches(_stream(images, name), batch_size):
-        if scale is not None:
-            batch = [_scaled(image, *scale) for image in batch]
-        pixels = torch.as_tensor(np.stack(batch)).permute(0, 3, 1, 2).to(metric.device)
-        metric.update(pixels, real=name == "reference")
+        if resize in FILTERS:
+            batch = [np.asarray(Image.fromarray(image).resize((size, size), FILTERS[resize])) for image in batch]
+        pixels = torch.as_tensor(np.stack(batch)).permute(0, 3, 1, 2)
+        metric.update(pixels.to(metric.device), real=name == "reference")
         n += len(batch)
     if n < 2:
         raise ValueError(f"{name} must hold two images or more, not {n}")
     return n
 
 
-def _read(path: Path, size: int, fit: str) -> np.ndarray:
-    with Image.open(path) as file:
-        image = file.convert("RGB")
-    if fit == "crop":
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return _scaled(np.asarray(image), (size, size), Image.Resampling.BICUBIC)
-
-
-def _scaled(image: np.ndarray, size: tuple[int, int], filter: Image.Resampling) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).resize(size, filter))
-
-
-def _stream(images: np.ndarray | Iterable[np.ndarray], name: str) -> Iterator[np.ndarray]:
+def _stream(images: Images, name: str) -> Iterator[np.ndarray]:
     """The single images (h, w, 3) of an array or of batches. Raises ValueError for another form."""
     for batch in [images] if isinstance(images, np.ndarray) else images:
         form.check(batch, name)
@@ -298,3 +269,12 @@ def _batches(items: Iterator, batch_size: int) -> Iterator[list]:
         raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
     while batch := list(islice(items, batch_size)):
         yield batch
+
+
+def _pairs(images: Iterator, others: Iterable, batch_size: int, if_not: str) -> Iterator[tuple[list, list]]:
+    """Lists of at most batch_size images, and of what belongs to them. Raises ValueError if they are not as many."""
+    for batch in _batches(zip_longest(images, others), batch_size):
+        ours, theirs = map(list, zip(*batch, strict=True))
+        if ours[-1] is None or theirs[-1] is None:
+            raise ValueError(if_not)
+        yield ours, theirs
