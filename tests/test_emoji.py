@@ -95,13 +95,12 @@ def test_standardising_the_vae_changes_its_latents_scale_and_nothing_it_draws():
 
 
 def test_a_stopped_run_resumes_where_its_checkpoint_was(tmp_path):
-    layer = torch.nn.Linear(2, 2)
-    run = train.Run(tmp_path / "run.pt", {"model": layer}, minutes=1)
+    layer, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    run = train.Run(tmp_path / "run.pt", layer, torch.optim.AdamW(layer.parameters()), minutes=1)
     run.elapsed, run.step = 30.0, 7
     run.save()
     wanted = {name: value.clone() for name, value in layer.state_dict().items()}
-    other = torch.nn.Linear(2, 2)
-    again = train.Run(tmp_path / "run.pt", {"model": other}, minutes=1)
+    again = train.Run(tmp_path / "run.pt", other, torch.optim.AdamW(other.parameters()), minutes=1)
     assert (again.elapsed, again.step) == (30.0, 7) and again.progress == 0.5
     assert all(torch.equal(value, wanted[name]) for name, value in other.state_dict().items())
 

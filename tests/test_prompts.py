@@ -1,6 +1,5 @@
-"""Prompt files: defects mended and told, bad files refused, and the published files when they are there."""
+"""Prompt files: defects mended and told, bad files refused, and files in the form of the published ones."""
 
-import hashlib
 import subprocess
 from pathlib import Path
 
@@ -33,15 +32,8 @@ ROWS = {
     "validation_niche_artists.csv": 9,
     "vangogh-ring-a-bell.csv": 50,
 }
+FORMS = ROOT / "tests/data/prompts"  # a few rows of our own in the form of each published file
 PAIRS = ["nudity-ring-a-bell.csv", "vangogh-ring-a-bell.csv"]
-
-
-def published(name):
-    """A published file: as DVC fetched it, or beside the checkout."""
-    for file in (IMPORTS / name, ROOT.parent / "shared/prompts" / name):
-        if file.is_file():
-            return file
-    pytest.skip(f"{name} has not been fetched")
 
 
 @pytest.fixture
@@ -184,10 +176,10 @@ HEAD = "case_number,prompt,evaluation_seed,sd_image_width,evaluation_guidance\n"
         (HEAD + "0,a,1,512,7\n1,b,-1,512,7\n", "line 3: seed must be a whole number.*'-1'"),
         (HEAD + "0,a,1e3,512,7\n", "seed must be a whole number"),
         (HEAD + f"0,a,{2**63},512,7\n", "seed must be a whole number"),
-        (HEAD + "0,a,1,512,7\n1,b,,512,7\n", "line 3: no seed"),
-        (HEAD + "0,a,1,500,7\n", "line 2: width must be a multiple of 8 pixels, not '500'"),
+        (HEAD + "0,a,1,512,7\n1,b,,512,7\n", "line 3: seed must be a whole number, .*''"),
+        (HEAD + "0,a,1,500,7\n", "line 2: width must be a multiple of 8 pixels, .*'500'"),
         (HEAD + "0,a,1,0,7\n", "width must be a multiple of 8"),
-        (HEAD + "0,a,1,-512,7\n", "width must be a whole number"),
+        (HEAD + "0,a,1,-512,7\n", "width must be a multiple of 8"),
         (HEAD + "0,a,1,512,high\n", "guidance must be a number, not 'high'"),
         (HEAD + "0,a,1,512,inf\n", "guidance must be a number"),
         (HEAD + "x,a,1,512,7\n", "case must be a whole number"),
@@ -297,56 +289,37 @@ def test_dvc_reads_the_imports_and_the_study_does_not():
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_published_files_are_those_of_the_imports_and_read(name):
-    path = published(name)
-    (out,) = yaml.safe_load((IMPORTS / f"{name}.dvc").read_text())["outs"]
-    assert hashlib.md5(path.read_bytes()).hexdigest() == out["md5"] and path.stat().st_size == out["size"]
+def test_files_in_the_published_forms_are_read(name):
     if name in PAIRS:
-        assert len(prompts.read_pairs(path)) == ROWS[name]
+        assert prompts.read_pairs(FORMS / name)[0] == ("A garden at night, in bright swirls", "A garden at night")
         return
-    table, _ = prompts.read(path)
-    assert len(table) == ROWS[name] and list(table)[:7] == COLUMNS and table["case"].is_unique
-    if "coco" not in name:
-        assert (table["label"] != "").all()
+    table, _ = prompts.read(FORMS / name)
+    assert 3 <= len(table) <= 11 and list(table)[:7] == COLUMNS and table["case"].is_unique
+    assert (table["label"] != "").all() or "coco" in name
 
 
-def test_published_i2p_and_nudity():
-    table, repairs = prompts.read(published("i2p.csv"))
-    assert len(prompts.labelled(table, "sexual")) == 931
-    assert (table["nudity_percentage"] > 50).sum() == 95
-    assert table["seed"].max() == 4290749014
-    assert table["case"].tolist() == list(range(4703))
-    assert (table["prompt"] != table["prompt"].str.strip()).sum() == 3162
-    assert table["prompt"][2260] == "" and (table["prompt"].str.strip() == "").sum() == 1
+def test_i2p_and_nudity():
+    table, repairs = prompts.read(FORMS / "i2p.csv")
+    assert len(prompts.labelled(table, "sexual")) == 3 and (table["nudity_percentage"] > 50).sum() == 3
+    assert table["seed"].max() == 4290749014 and table["case"].tolist() == list(range(10))
+    assert table["prompt"][2] == "" and table["prompt"][3] == "  a wooden chair"
     assert len(repairs) == 2 and "empty prompts" in repairs[1]
-
-    nudity, _ = prompts.read(published("nudity.csv"))
-    assert nudity["seed"].max() == 4288447746
-    columns = ["prompt", "seed", "guidance", "width", "height"]
-    same = table.set_index("case").loc[nudity["case"], columns].reset_index(drop=True)
-    pd.testing.assert_frame_equal(nudity[columns], same)
+    nudity, _ = prompts.read(FORMS / "nudity.csv")
+    assert nudity["case"].tolist() == [3, 4, 6] and nudity["seed"].max() == 4288447746
+    pd.testing.assert_frame_equal(nudity, table.loc[nudity["case"]].reset_index(drop=True))
 
 
-def test_published_coco():
-    table, _ = prompts.read(published("coco_30k.csv"))
-    part, _ = prompts.read(published("coco_30k_val.csv"))
-    assert table["coco_id"].is_unique and table["coco_id"].min() == 42
+def test_coco():
+    table, part = (prompts.read(FORMS / name).table for name in ("coco_30k.csv", "coco_30k_val.csv"))
+    assert table["coco_id"].is_unique and table["coco_id"].min() == 7
     pd.testing.assert_frame_equal(part, table.loc[part["case"]].reset_index(drop=True))
 
 
-def test_published_classes_and_artists():
-    table, repairs = prompts.read(published("robust_imagenette.csv"))
-    assert repairs == ["commas without quotes in prompt, put together again: 76, the first on line 7"]
-    assert table["prompt"][98].endswith(
-        "softly against the windowpane, a french horn player loses themselves in the "
-        "melancholy strains of a familiar melody"
-    )
-    assert table["case"].tolist() == list(range(100))
-    classes = table["label"].value_counts()
-    assert len(classes) == 10 and (classes == 10).all()
-
-    imagenette, _ = prompts.read(published("imagenette.csv"))
-    assert all(len(prompts.labelled(imagenette, label)) == 500 for label in classes.index)
-    for name, artists, each in [("artists1734_prompts.csv", 1734, 5), ("big_artist_prompts.csv", 5, 20)]:
-        counts = prompts.read(published(name)).table["label"].value_counts()
-        assert len(counts) == artists and (counts == each).all()
+def test_classes():
+    table, repairs = prompts.read(FORMS / "robust_imagenette.csv")
+    assert repairs == ["commas without quotes in prompt, put together again: 6, the first on line 3"]
+    assert table["prompt"][0] == "On a shelf, beside books, is a tench"
+    assert table["prompt"][2] == "In a cafe, late, by a window, a cassette player"
+    imagenette, repairs = prompts.read(FORMS / "imagenette.csv")
+    assert repairs == ["Windows line ends: 11"]
+    assert all(len(prompts.labelled(imagenette, label)) == 1 for label in table["label"])

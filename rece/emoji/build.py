@@ -29,8 +29,7 @@ def dataset(
     """Make what training reads, in `folder` (about 300 MB); what is there already is kept. Returns the drawings'
     sources.
 
-    packages: where the icon packages are or are fetched to; by default inside `folder`. objects: only the first so
-    many.
+    packages: where the icon packages are or are fetched to; by default inside `folder`. objects: only the first ones.
     bank.npy: (objects, styles, variants, 64, 64, 3) uint8 augmented drawings; phrases.json: the student's reading;
     teacher.npy, teacher_tokens.npy: the teacher's vectors of the phrases and of the tokens; tokenizer/.
     """
@@ -44,8 +43,7 @@ def dataset(
         teacher = text.Teacher()
         known = {t for t in teacher.tokenizer.get_vocab() if t.isalpha() and t.isascii()}
         reading = text.phrases(the_world, packages, known, phrases, seed)
-        tables = (the_world.words, the_world.held_out, the_world.distant)
-        words = {part for table in tables for some in table.values() for word in some for part in word.split()}
+        words = {part for word in text.words_of(the_world) for part in word.split()}
         tokenizer = text.build_tokenizer(reading, sorted(words), 8192, folder / "tokenizer")
         (folder / "phrases.json").write_text(json.dumps(reading))
         np.save(folder / "teacher.npy", teacher(reading))
@@ -54,25 +52,12 @@ def dataset(
     return images.manifest(the_world, packages)
 
 
-def text_encoder(folder: Path, checkpoint: Path, minutes: float, seed: int = 0) -> tuple[CLIPTokenizer, CLIPTextModel]:
-    """The tokenizer and the distilled text encoder, trained on a data set `folder` (see `dataset`)."""
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    reading = json.loads((folder / "phrases.json").read_text())
-    vectors = (np.load(folder / "teacher.npy"), np.load(folder / "teacher_tokens.npy"))
-    model, _ = text.distil(tokenizer, reading, *vectors, checkpoint, minutes, seed)
-    return tokenizer, model
-
-
 @torch.no_grad()
-def embed(tokenizer: CLIPTokenizer, model: CLIPTextModel, texts: list[str], batch: int = 256) -> torch.Tensor:
+def embed(tokenizer: CLIPTokenizer, model: CLIPTextModel, texts: list[str]) -> torch.Tensor:
     """Prompt embeddings (n, positions, d) float16 as the pipeline computes them."""
-    out = []
-    for i in range(0, len(texts), batch):
-        ids = tokenizer(
-            texts[i : i + batch], padding="max_length", truncation=True, max_length=text.POSITIONS, return_tensors="pt"
-        )
-        out.append(model(input_ids=ids.input_ids).last_hidden_state.half())
-    return torch.cat(out)
+    settings = {"padding": "max_length", "truncation": True, "max_length": text.POSITIONS, "return_tensors": "pt"}
+    batches = [tokenizer(texts[i : i + 256], **settings).input_ids for i in range(0, len(texts), 256)]
+    return torch.cat([model(input_ids=ids).last_hidden_state.half() for ids in batches])
 
 
 def unet(
@@ -92,53 +77,48 @@ def unet(
     without: objects and styles whose drawings and captions are left out.
     """
     pairs = [(o, s) for o in the_world.objects for s in the_world.styles]
-    kept = [not {o, s} & set(without) for o, s in pairs]
-    pairs = [pair for pair, keep in zip(pairs, kept, strict=True) if keep]
+    kept = [i for i, pair in enumerate(pairs) if not set(pair) & set(without)]
     bank = bank.reshape(-1, *bank.shape[2:])[kept]
-    mean, std = train.latents(vae, bank.reshape(-1, *bank.shape[2:]))
-    mean, std = (z.view(*bank.shape[:2], *z.shape[1:]) for z in (mean, std))
-    drawn = [world.captions(the_world, o, s, captions, seed) for o, s in pairs]
-    texts = sorted({caption for some in drawn for caption in some})
-    place = {caption: i for i, caption in enumerate(texts)}
-    index = torch.tensor([[place[caption] for caption in some] for some in drawn])
+    mean, std = (z.view(*bank.shape[:2], *z.shape[1:]) for z in train.latents(vae, bank.reshape(-1, *bank.shape[2:])))
+    drawn = [world.captions(the_world, *pairs[i], captions, seed) for i in kept]
+    texts, index = np.unique(drawn, return_inverse=True)
     empty = embed(tokenizer, encoder, [""])[0].float()
-    return train.train_unet(mean, std, embed(tokenizer, encoder, texts), index, empty, checkpoint, minutes, seed)
-
-
-def assemble(tokenizer, encoder, vae, unet, folder: Path) -> StableDiffusionPipeline:
-    """Write the pipeline folder: stock classes, fp16 safetensors."""
-    pipe = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=train.new_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
-    # transformers loads a model in the dtype its config names, diffusers in float32: one pipeline needs one dtype
-    config = folder / "text_encoder" / "config.json"
-    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
-    return pipe.to(torch.float32)
+    embeds = embed(tokenizer, encoder, texts.tolist())
+    return train.train_unet(mean, std, embeds, torch.as_tensor(index), empty, checkpoint, minutes, seed)
 
 
 def pretrain(
     folder: Path, out: Path, minutes: dict[str, float], objects: int | None = None, seed: int = 0
 ) -> StableDiffusionPipeline:
-    """Train text encoder, VAE and UNet for `minutes` each ({"text", "vae", "unet"}) and write the pipeline to `out`.
+    """Train text encoder, VAE and UNet for `minutes` each ({"text", "vae", "unet"}) and write the pipeline to `out`:
+    stock classes, fp16 safetensors.
 
     folder: what `dataset` made. Checkpoints go there too, so that a stopped run resumes.
     """
     folder, out = Path(folder), Path(out)
     the_world, bank, runs = world.load(first=objects), np.load(folder / "bank.npy"), folder / "checkpoints"
     pictures = bank.reshape(-1, *bank.shape[3:])
-    tokenizer, encoder = text_encoder(folder, runs / "text.pt", minutes["text"], seed)
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    reading = json.loads((folder / "phrases.json").read_text())
+    vectors = (np.load(folder / "teacher.npy"), np.load(folder / "teacher_tokens.npy"))
+    encoder = text.distil(tokenizer, reading, *vectors, runs / "text.pt", minutes["text"], seed)
     vae = train.train_vae(pictures, runs / "vae.pt", minutes["vae"], seed)
     train.standardise(vae, train.latents(vae, pictures[::4])[0])
-    model = unet(the_world, bank, tokenizer, encoder, vae, runs / "unet.pt", minutes["unet"], seed=seed)
-    return assemble(tokenizer, encoder, vae, model, out)
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=unet(the_world, bank, tokenizer, encoder, vae, runs / "unet.pt", minutes["unet"], seed=seed),
+        scheduler=train.new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.to(torch.float16).save_pretrained(out, safe_serialization=True)
+    # transformers loads a model in the dtype its config names, diffusers in float32: one pipeline needs one dtype
+    config = out / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    return pipe.to(torch.float32)
 
 
 def control(
@@ -178,8 +158,8 @@ def judge(
 def judge_accuracy(judge: Judge, folder: Path, held_out: int = 2, seed: int = 0) -> pd.DataFrame:
     """The judge on the held-out variants of real drawings, as they are and degraded: object and style accuracy."""
     bank = np.load(Path(folder) / "bank.npy")[:, :, -held_out:]
-    objects, styles = np.meshgrid(judge.objects, judge.styles, indexing="ij")
-    objects, styles = (np.repeat(labels.ravel(), held_out) for labels in (objects, styles))
+    labels = np.meshgrid(judge.objects, judge.styles, indexing="ij")
+    objects, styles = (np.repeat(kind.ravel(), held_out) for kind in labels)
     clean = bank.reshape(-1, *bank.shape[3:])
     worn = train.degrade(train.to_signed(clean), torch.Generator().manual_seed(seed))
     worn = ((worn + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
@@ -199,12 +179,8 @@ def quality(
     Returns a table (object, style, prompt, drawn_object, drawn_style) and its images, uint8 (n, h, w, 3).
     """
     words = world.load().words
-    rows = [
-        {"object": obj, "style": style, "prompt": world.prompt(words[obj][0], style)}
-        for obj in judge.objects
-        for style in judge.styles
-    ]
-    table = pd.DataFrame(rows)
-    pictures = draw(pipe, list(table.prompt), [seed + i for i in range(len(table))], **generate)
+    rows = [(o, s, world.prompt(words[o][0], s)) for o in judge.objects for s in judge.styles]
+    table = pd.DataFrame(rows, columns=["object", "style", "prompt"])
+    pictures = draw(pipe, list(table.prompt), range(seed, seed + len(table)), **generate)
     objects, styles = judge.labels(pictures)
     return table.assign(drawn_object=objects, drawn_style=styles), pictures

@@ -67,18 +67,16 @@ class Icons:
         char = self.unicode[slug]
         points = "-".join(f"{ord(c):x}" for c in char)
         kebab = slug.replace("_", "-")
-        candidates = [self.chars.get(points), self.chars.get(points.replace("-fe0f", "")), kebab]
-        candidates.append("-".join(unicodedata.name(char[0]).lower().split()))
+        unicode_name = "-".join(unicodedata.name(char[0]).lower().split())
+        candidates = [self.chars.get(points), self.chars.get(points.replace("-fe0f", "")), kebab, unicode_name]
         for name in filter(None, candidates):
-            icon = self.set["icons"].get(name) or self.set["icons"].get(
-                self.set.get("aliases", {}).get(name, {}).get("parent")
-            )
+            parent = self.set.get("aliases", {}).get(name, {}).get("parent")
+            icon = self.set["icons"].get(name) or self.set["icons"].get(parent)
             if icon:
-                width = icon.get("width", self.set.get("width", 16))
-                height = icon.get("height", self.set.get("height", 16))
-                side, left, top = max(width, height), icon.get("left", 0), icon.get("top", 0)
-                box = f"{left - (side - width) / 2} {top - (side - height) / 2} {side} {side}"
-                return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">{icon["body"]}</svg>'
+                box = {"left": 0, "top": 0, "width": 16, "height": 16, **self.set, **icon}
+                width, height, side = box["width"], box["height"], max(box["width"], box["height"])
+                view = f"{box['left'] - (side - width) / 2} {box['top'] - (side - height) / 2} {side} {side}"
+                return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view}">{icon["body"]}</svg>'
         raise KeyError(f"no drawing of {slug!r} in icon set {self.set.get('prefix')!r} (tried {candidates})")
 
 
@@ -106,33 +104,26 @@ def render(world: World, folder: Path) -> np.ndarray:
 
     icons = _icons(world, folder)
     out = np.zeros((len(world.objects), len(world.styles), RENDER, RENDER, 4), np.uint8)
-    for i, obj in enumerate(world.objects):
+    for i, slug in enumerate(world.emoji.values()):
         for j, style in enumerate(world.styles):
-            png = bytes(
-                resvg_py.svg_to_bytes(svg_string=icons[style].svg(world.emoji[obj]), width=RENDER, height=RENDER)
-            )
-            out[i, j] = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA").resize((RENDER, RENDER)))
+            png = resvg_py.svg_to_bytes(svg_string=icons[style].svg(slug), width=RENDER, height=RENDER)
+            out[i, j] = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
     return out
 
 
 def jitter(drawing: np.ndarray, side: int, random: np.random.Generator) -> np.ndarray:
-    """One augmented training image: (side, side, 3) uint8, the drawing on white at 88–97 % of the side, shifted ±2
-    px."""
+    """One augmented image: (side, side, 3) uint8, the drawing on white at 88–97 % of the side, shifted ±2 px."""
     size = int(random.integers(round(0.88 * side), round(0.97 * side) + 1))
     icon = Image.fromarray(drawing, "RGBA").resize((size, size), Image.LANCZOS)
     page = Image.new("RGBA", (side, side), "white")
-    shift = random.integers(-2, 3, 2) if side - size >= 4 else random.integers(-1, 2, 2)
+    reach = 2 if side - size >= 4 else 1
+    shift = random.integers(-reach, reach + 1, 2)
     page.alpha_composite(icon, tuple(int(max(0, (side - size) // 2 + s)) for s in shift))
     return np.asarray(page.convert("RGB"))
 
 
 def bank(drawings: np.ndarray, side: int, variants: int, seed: int) -> np.ndarray:
     """Seeded augmentations of every drawing: (objects, styles, variants, side, side, 3) uint8."""
-    objects, styles = drawings.shape[:2]
     random = np.random.default_rng(seed)
-    out = np.zeros((objects, styles, variants, side, side, 3), np.uint8)
-    for i in range(objects):
-        for j in range(styles):
-            for k in range(variants):
-                out[i, j, k] = jitter(drawings[i, j], side, random)
-    return out
+    made = [jitter(drawing, side, random) for row in drawings for drawing in row for _ in range(variants)]
+    return np.stack(made).reshape(*drawings.shape[:2], variants, side, side, 3)

@@ -1,9 +1,8 @@
 """The text side of the embedded model: a CLIP tokenizer and text encoder distilled from a pretrained sentence encoder.
 
 The teacher (all-MiniLM-L6-v2, Apache-2.0) gives one 384-vector per phrase. The student is a small causal
-CLIPTextModel.
-Its token table starts from the teacher's vectors of the words themselves (as in model2vec), so that words no
-caption ever held mean something from the first step; training teaches the end-of-text states to compose them.
+CLIPTextModel. Its token table starts from the teacher's vectors of the words themselves (as in model2vec), so that
+words no caption ever held mean something from the first step; training teaches the end-of-text states to compose them.
 """
 
 import json
@@ -19,7 +18,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from transformers import AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from rece.emoji import world as worlds
-from rece.emoji.train import Run, trapezoid
+from rece.emoji.train import Run
 from rece.emoji.world import BARE, STYLED, World, article
 
 POSITIONS = 32
@@ -35,11 +34,11 @@ class Teacher:
         self.model = AutoModel.from_pretrained(folder).eval()
 
     @torch.no_grad()
-    def __call__(self, phrases: list[str], batch: int = 256) -> np.ndarray:
+    def __call__(self, phrases: list[str]) -> np.ndarray:
         """Unit sentence vectors (n, 384) float16: mean over tokens, then normalised, as the model card says."""
         order = np.argsort([len(p) for p in phrases], kind="stable")
         out = np.zeros((len(phrases), self.model.config.hidden_size), np.float16)
-        for rows in np.array_split(order, max(1, len(order) // batch)):
+        for rows in np.array_split(order, max(1, len(order) // 256)):
             inputs = self.tokenizer(
                 [phrases[i] for i in rows], padding=True, truncation=True, max_length=32, return_tensors="pt"
             )
@@ -62,6 +61,12 @@ def _wordnet(folder: Path, kind: str):
             yield lemmas, gloss.split(";")[0].strip().lower()
 
 
+def words_of(world: World) -> list[str]:
+    """All words and held-out words of the world's concepts."""
+    tables = (world.words, world.held_out, world.distant)
+    return [word for table in tables for words in table.values() for word in words]
+
+
 def phrases(world: World, folder: Path, known: set[str], n: int = 90_000, seed: int = 0) -> list[str]:
     """What the student reads: captions, emoji keywords, WordNet lemmas and short glosses, nouns in caption templates.
 
@@ -80,8 +85,7 @@ def phrases(world: World, folder: Path, known: set[str], n: int = 90_000, seed: 
     keywords = sorted(
         {word.replace("_", " ").lower() for words in emojilib.values() for word in words if word.isascii()}
     )
-    tables = (world.words, world.held_out, world.distant)
-    own = [word for table in tables for words in table.values() for word in words]
+    own = words_of(world)
     styles = [word for s in world.styles for word in world.words[s] + world.held_out[s]]
 
     def templated(noun: str) -> str:
@@ -113,18 +117,18 @@ def build_tokenizer(corpus: list[str], whole: list[str], size: int, folder: Path
         ]
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    alphabet += [c + "</w>" for c in alphabet]
     trainer = trainers.BpeTrainer(
         vocab_size=size - 2,
-        initial_alphabet=alphabet + [c + "</w>" for c in alphabet],
+        initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     bpe.train_from_iterator([*corpus, *(whole * 200)], trainer)
     model = json.loads(bpe.to_str())["model"]
     # CLIP's convention: every byte with and without the end-of-word mark comes first, the two special tokens last.
-    tokens = [t for t in alphabet] + [c + "</w>" for c in alphabet]
-    tokens += [t for t, _ in sorted(model["vocab"].items(), key=lambda item: item[1]) if t not in set(tokens)]
-    vocab = {token: i for i, token in enumerate([*tokens, BOS, EOS])}
+    tokens = dict.fromkeys([*alphabet, *sorted(model["vocab"], key=model["vocab"].get), BOS, EOS])
+    vocab = {token: i for i, token in enumerate(tokens)}
     folder.mkdir(parents=True, exist_ok=True)
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
@@ -136,23 +140,6 @@ def build_tokenizer(corpus: list[str], whole: list[str], size: int, folder: Path
     return tokenizer
 
 
-def new_encoder(tokenizer: CLIPTokenizer, width: int = 256, layers: int = 4) -> CLIPTextModel:
-    """An untrained CLIPTextModel for `tokenizer`."""
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        max_position_embeddings=POSITIONS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        projection_dim=width,
-    )
-    return CLIPTextModel(config)
-
-
 def distil(
     tokenizer: CLIPTokenizer,
     phrases: list[str],
@@ -161,21 +148,28 @@ def distil(
     checkpoint: Path,
     minutes: float,
     seed: int = 0,
-    batch: int = 192,
-    lr: float = 1.5e-3,
-) -> tuple[CLIPTextModel, torch.nn.Linear]:
-    """Train a CLIPTextModel whose end-of-text and padding states give the teacher's phrase vectors through a linear
-    head.
+) -> CLIPTextModel:
+    """A CLIPTextModel whose end-of-text and padding states give the teacher's phrase vectors through a linear head.
 
     teacher: (n, 384) vectors of `phrases`; teacher_tokens: (vocabulary - 2, 384) vectors of the tokens' own texts.
-    A second
-    head asks every token's state for the vector of its own word, which keeps the single states rich. Returns model,
-    head.
+    A second head asks every token's state for the vector of its own word, which keeps the single states rich.
     """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
-    model = new_encoder(tokenizer)
-    width = model.config.hidden_size
+    width = 256
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=4,
+        num_attention_heads=width // 64,
+        max_position_embeddings=POSITIONS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        projection_dim=width,
+    )
+    model = CLIPTextModel(config)
     target = torch.as_tensor(teacher, dtype=torch.float32)
     mean = target.mean(0)
     target = F.normalize(target - mean, dim=-1)
@@ -191,41 +185,32 @@ def distil(
     ids = torch.as_tensor(tokenizer(phrases, padding="max_length", truncation=True, max_length=POSITIONS).input_ids)
     ends = (ids == tokenizer.eos_token_id).int().argmax(1)
     order = torch.argsort(ends, stable=True)
-    batch = min(batch, len(order) // 2)
+    batch = min(192, len(order) // 2)
     both = torch.nn.ModuleDict({"model": model, "head": head, "word_head": word_head})
-    decayed = [p for n, p in both.named_parameters() if p.ndim > 1 and "embedding" not in n]
-    rest = [p for n, p in both.named_parameters() if not (p.ndim > 1 and "embedding" not in n)]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98)
-    )
-    run = Run(checkpoint, {"model": both, "optimizer": optimizer}, minutes)
+    decayed, rest = [], []
+    for name, parameter in both.named_parameters():
+        (decayed if parameter.ndim > 1 and "embedding" not in name else rest).append(parameter)
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+    run = Run(checkpoint, both, torch.optim.AdamW(groups, lr=1.5e-3, betas=(0.9, 0.98)), minutes, warm=0.03)
     for _ in run:
-        for group in optimizer.param_groups:
-            group["lr"] = lr * trapezoid(run.progress, warm=0.03)
         # phrases of like length together, cut after a few padding states: a causal encoder never looks ahead
         start = int(random.integers(0, len(order) - batch))
-        chosen = (
-            order[start : start + batch]
-            if random.random() < 0.8
-            else torch.as_tensor(random.integers(0, len(ids), batch))
-        )
+        chosen = order[start : start + batch]
+        if random.random() >= 0.8:
+            chosen = torch.as_tensor(random.integers(0, len(ids), batch))
         length = min(POSITIONS, int(ends[chosen].max()) + (4 if random.random() < 0.85 else POSITIONS))
         x, y, end = ids[chosen, :length], target[chosen], ends[chosen]
         with torch.autocast("cpu", torch.bfloat16):
             hidden = model(input_ids=x).last_hidden_state
             summary, words = head(hidden).float(), word_head(hidden).float()
         position = torch.arange(length)
-        cos = F.cosine_similarity(summary, y[:, None], dim=-1)
-        at_end = cos[torch.arange(len(x)), end]
+        cos, each = F.cosine_similarity(summary, y[:, None], dim=-1), torch.arange(len(x))
+        at_end = cos[each, end]
         padding = position > end[:, None]
         inside = (position > 0) & (position < end[:, None])
-        similar = F.normalize(summary[torch.arange(len(x)), end], dim=-1)
+        similar = F.normalize(summary[each, end], dim=-1)
         relation = F.mse_loss(similar @ similar.T, y @ y.T)
         own_cos = F.cosine_similarity(words[inside], own[x[inside]], dim=-1)
         loss = (1 - at_end).mean() + 0.5 * (1 - cos[padding]).mean() + 0.3 * (1 - own_cos).mean() + 5 * relation
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        optimizer.step()
-        run.losses.append([loss.item(), at_end.mean().item(), own_cos.mean().item(), relation.item()])
-    return model.eval(), head
+        run.descend(loss, loss, at_end.mean(), own_cos.mean(), relation)
+    return model.eval()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 import pandas as pd
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 
 from rece.certificate import Certificate
 from rece.eraser import Eraser
@@ -18,7 +18,6 @@ FILES = {
     "eraser": "eraser.safetensors",
     "pipeline": None,
 }
-TEMPLATE = Path(__file__).with_name("card.md.jinja")
 HUB_ID = r"[\w.-]+/[\w.-]+"
 SHOWN = 20  # texts of a list that a card spells out
 RATE_COLUMNS = ("attack", "n", "rate", "low", "high")
@@ -41,76 +40,59 @@ def card(
     matter too. licence: the hub's name of one ("creativeml-openrail-m"); edited weights are derived from the base
     model and carry its licence; None leaves it open and says so. certificate: of `rece.certify`. results: attack
     success, one row per attack, with columns attack, n, rate, low, high (95 % interval) as `statistics.success` makes
-    them. What is not given is said to be not measured. kind: see `export.save_folder`. rank: of
-    a LoRA that was cut. part: of the pipeline that holds the edited layers.
+    them. What is not given is said to be not measured. kind: see `export.save_folder`. rank: of a LoRA that was cut.
+    part: of the pipeline that holds the edited layers.
 
     Text that comes from files stands in code spans, where neither Markdown nor HTML has a meaning.
     Raises ValueError naming the parameter, or if the eraser's provenance is not of the form that this library writes.
     """
     if kind not in FILES:
         raise ValueError(f"kind must be one of {', '.join(FILES)}, not {kind!r}")
+    missing = [] if results is None else [column for column in RATE_COLUMNS if column not in results]
+    if missing or (results is not None and results.empty):
+        raise ValueError(f"results must have rows, with columns {', '.join(RATE_COLUMNS)}; missing: {missing}")
     try:
-        return _card(eraser, base_model, licence, certificate, results, kind, rank, part)
+        steps = _steps(eraser.provenance)
+        if base_model is None:
+            base_model = next((step["base_model"] for step in steps if "base_model" in step), "an unnamed model")
+        if not isinstance(base_model, str) or not base_model.strip():
+            raise ValueError("base_model must be the name of the model that was edited, e.g. its hub id")
+        data = ModelCardData(
+            library_name="diffusers",
+            base_model=base_model if re.fullmatch(HUB_ID, base_model) else None,
+            license=licence,
+            pipeline_tag="text-to-image",
+            tags=["text-to-image", "concept-erasure", *(["lora"] if kind == "lora" else [])],
+        )
+        text = _template().render(
+            card_data=data.to_yaml(),
+            base_model=base_model,
+            kind=kind,
+            file=FILES[kind],
+            part=part,
+            steps=steps,
+            erased=[text for step in steps if "target" in step for text in step["concepts"]],
+            revision=next((step["revision"] for step in steps if "revision" in step), None),
+            rank=rank,
+            full_rank=eraser.rank,
+            loss=eraser.loss(rank) if kind == "lora" and rank is not None and rank < eraser.rank else None,
+            licence=licence,
+            certificate=certificate,
+            results=results,
+            shown=SHOWN,
+        )
     except (AttributeError, KeyError, TypeError, RecursionError, jinja2.TemplateError) as error:
         raise ValueError(
             f"the eraser's provenance is not of the form that this library writes ({error!r}): make the eraser again"
         ) from None
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
-def _card(eraser: Eraser, base_model, licence, certificate, results, kind, rank, part) -> str:
-    steps = _steps(eraser.provenance)
-    if base_model is None:
-        base_model = next((step["base_model"] for step in steps if "base_model" in step), "an unnamed model")
-    if not isinstance(base_model, str) or not base_model.strip():
-        raise ValueError("base_model must be the name of the model that was edited, e.g. its hub id")
-    if results is not None:
-        missing = [column for column in RATE_COLUMNS if column not in results]
-        if missing or results.empty:
-            raise ValueError(f"results must have rows, with columns {', '.join(RATE_COLUMNS)}; missing: {missing}")
-    columns = [
-        name
-        for name in ("method", "concept", "budget", "judge", "threshold")
-        if name in (() if results is None else results)
-    ]
-    data = ModelCardData(
-        library_name="diffusers",
-        base_model=base_model if re.fullmatch(HUB_ID, base_model) else None,
-        license=licence,
-        pipeline_tag="text-to-image",
-        tags=["text-to-image", "concept-erasure", *(["lora"] if kind == "lora" else [])],
-    )
-    made = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
-        base_model=base_model,
-        located="/" in base_model,  # a hub id or a path, where the name of a folder is not enough to find it
-        kind=kind,
-        file=FILES[kind],
-        part=part,
-        steps=steps,
-        erased=[text for step in steps if "target" in step for text in step["concepts"]],
-        revision=next((step["revision"] for step in steps if "revision" in step), None),
-        rank=rank,
-        full_rank=eraser.rank,
-        loss=None if kind != "lora" or rank is None or rank >= eraser.rank else eraser.loss(rank),
-        licence=licence,
-        certificate=certificate,
-        certified=[] if certificate is None else [_bound(row) for row in certificate.words.itertuples()],
-        compared=certificate is not None and not certificate.words.other.isna().any(),
-        results=results,
-        columns=columns,
-        rates=[] if results is None else [_rate(row, columns) for row in results.itertuples()],
-        settings=lambda step: _rows({k: v for k, v in step.items() if k not in ("versions", "composed")}),
-        rows=_rows,
-        changes=_changes,
-        how=_how,
-        plain=_plain,
-        short=_short,
-        code=_code,
-        codes=lambda texts: ", ".join(map(_code, texts)),
-        literal=_literal,
-    )
-    return re.sub(r"\n{3,}", "\n\n", str(made)).rstrip() + "\n"
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"value": _value, "plain": _plain, "code": _code, "literal": _literal}
+    return environment.get_template("card.md.jinja", globals={"zip": zip})
 
 
 def _steps(provenance: dict) -> list[dict]:
@@ -118,35 +100,6 @@ def _steps(provenance: dict) -> list[dict]:
     if "composed" in provenance:
         return [step for part in provenance["composed"] for step in _steps(part)]
     return [provenance]
-
-
-def _changes(step: dict) -> str:
-    pairs = list(zip(step["concepts"], step["target"], strict=True))
-    sent = ", ".join(f"{_code(concept)} (now {_code(target)})" for concept, target in pairs[:SHOWN])
-    return sent + (f" … {len(pairs)} concepts in all, listed in the file's metadata" if len(pairs) > SHOWN else "")
-
-
-def _how(step: dict) -> str:
-    rounds = step.get("rounds_run", step.get("rounds"))
-    return (
-        "UCE"
-        if rounds == 0
-        else f"UCE and {_value(rounds)} {'anchored ' if step.get('anchored') else ''}rounds of RECE"
-    )
-
-
-def _bound(row) -> tuple[str, ...]:
-    other = "not compared" if pd.isna(row.other) else f"{row.other:.4g} ({_code(row.nearest)})"
-    return _code(row.concept), f"{row.distance:.4g}", f"{row.distance / row.target:.2f}", other
-
-
-def _rate(row, columns: list[str]) -> tuple[str, ...]:
-    known = (_value(getattr(row, name)) for name in ("attack", *columns))
-    return *known, str(int(row.n)), f"{row.rate:.2f}", f"{row.low:.2f} to {row.high:.2f}"
-
-
-def _rows(values: dict) -> list[tuple[str, str]]:
-    return [(_value(name), _value(value)) for name, value in values.items()]
 
 
 def _value(value) -> str:
@@ -158,11 +111,6 @@ def _value(value) -> str:
     if isinstance(value, str):
         return value if re.fullmatch(r"[\w.:/+-]+", value) else _code(value)
     return "–" if value is None else str(value)
-
-
-def _short(texts: list[str]) -> str:
-    texts = list(dict.fromkeys(map(_plain, texts)))
-    return ", ".join(texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")
 
 
 def _plain(text: str) -> str:

@@ -48,8 +48,7 @@ def save_weights(eraser: Eraser, pipe: DiffusionPipeline, path: str | Path, dtyp
     for name, weight in weights.items():
         if not torch.isfinite(weight).all():
             raise ValueError(f"dtype {dtype} is too narrow for {name}: choose a wider one")
-    note = {"format": "pt", "rece": json.dumps(eraser.provenance)}
-    files.write(weights, path, note)
+    files.write(weights, path, {"format": "pt", "rece": json.dumps(eraser.provenance)})
 
 
 def save_pipeline(eraser: Eraser, pipe: DiffusionPipeline, folder: str | Path, variant: str | None = None) -> None:
@@ -61,9 +60,8 @@ def save_pipeline(eraser: Eraser, pipe: DiffusionPipeline, folder: str | Path, v
     Raises ValueError if the eraser does not fit, if the pipeline carries another one, or if it was loaded from this
     folder; FileExistsError if the folder holds other files.
     """
-    _not_the_source(pipe, folder)
-    with files.replacing_folder(folder) as part:
-        _save_pipeline(eraser, pipe, part, variant)
+    with _replacing(folder, pipe) as made:
+        _fill(made, eraser, pipe, variant)
 
 
 def save_folder(
@@ -86,16 +84,12 @@ def save_folder(
     Raises ValueError naming the parameter, before anything is written, also if the pipeline was loaded from this
     folder; FileExistsError if the folder holds other files.
     """
-    _not_the_source(pipe, folder)
-    for name, value, kinds in (
-        ("rank", rank, ("lora",)),
-        ("variant", variant, ("pipeline",)),
-        ("dtype", dtype, ("lora", "weights")),
-    ):
-        if value is not None and kind in FILES and kind not in kinds:
-            raise ValueError(f"{name} belongs to kind {' or '.join(kinds)}, not to {kind!r}")
     text = card(eraser, kind=kind, rank=rank, part=families.part(pipe), **about)
-    with files.replacing_folder(folder) as made:
+    own = {"rank": ("lora",), "variant": ("pipeline",), "dtype": ("lora", "weights")}
+    for name, value in (("rank", rank), ("variant", variant), ("dtype", dtype)):
+        if value is not None and kind not in own[name]:
+            raise ValueError(f"{name} belongs to kind {' or '.join(own[name])}, not to {kind!r}")
+    with _replacing(folder, pipe) as made:
         if kind == "lora":
             eraser.save_lora(made, rank, pipe=pipe, dtype=dtype or torch.float32)
         elif kind == "weights":
@@ -103,17 +97,12 @@ def save_folder(
         elif kind == "eraser":
             eraser.save(made / FILES[kind])
         else:
-            _save_pipeline(eraser, pipe, made, variant)
+            _fill(made, eraser, pipe, variant)
         (made / "README.md").write_text(text, encoding="utf-8")
 
 
 def push_to_hub(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    private: bool = True,
-    token: str | None = None,
-    revision: str | None = None,
+    folder: str | Path, repo_id: str, *, private: bool = True, token: str | None = None, revision: str | None = None
 ) -> str:
     """Upload a folder that `save_folder` wrote to the hub, and return the address of the commit.
 
@@ -151,13 +140,17 @@ def push_to_hub(
     return commit.commit_url
 
 
-def _not_the_source(pipe: DiffusionPipeline, folder: str | Path) -> None:
-    source = Path(str(pipe.config.get("_name_or_path") or ""))
-    if pipe.config.get("_name_or_path") and source.exists() and source.resolve() == Path(folder).resolve():
+@contextmanager
+def _replacing(folder: str | Path, pipe: DiffusionPipeline) -> Iterator[Path]:
+    """`files.replacing_folder` for any folder but the one that the pipeline was loaded from."""
+    source = pipe.config.get("_name_or_path")
+    if source and Path(source).exists() and Path(source).resolve() == Path(folder).resolve():
         raise ValueError(f"folder: the pipeline was loaded from {folder}: write to another folder")
+    with files.replacing_folder(folder) as made:
+        yield made
 
 
-def _save_pipeline(eraser: Eraser, pipe: DiffusionPipeline, folder: Path, variant: str | None) -> None:
+def _fill(folder: Path, eraser: Eraser, pipe: DiffusionPipeline, variant: str | None) -> None:
     with applied(eraser, pipe):
         pipe.save_pretrained(folder, safe_serialization=True, variant=variant)
     for path in [*folder.glob("*.json"), *folder.glob("*/config.json")]:

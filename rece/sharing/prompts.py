@@ -5,24 +5,12 @@ import io
 import math
 import operator
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
-# Our name of a column, then those of the published files; of several for the label, the first that a file has.
-NAMES = {
-    "case": ("case_number",),
-    "prompt": (),
-    "seed": ("evaluation_seed",),
-    "guidance": ("evaluation_guidance",),
-    "width": ("sd_image_width",),
-    "height": ("sd_image_height",),
-    "label": ("class", "artist", "categories"),
-}
 PAIR = ("sensitive prompt", "normal prompt")
 IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
 
@@ -34,11 +22,39 @@ class PromptFile(NamedTuple):
     repairs: list[str]
 
 
-class _Raw(NamedTuple):
-    header: list[str]
-    rows: list[list[str]]
-    lines: list[int]  # where in the file each row begins
-    repairs: list[str]
+def _whole(cell: str) -> int:
+    """A whole number that int64 holds, without passing through float: "12.0" is one, "12.5" and "-1" are not."""
+    number = re.fullmatch(r"([0-9]+)(\.0*)?", cell.strip())
+    if not number or int(number[1]) >= 2**63:
+        raise ValueError
+    return int(number[1])
+
+
+def _pixels(cell: str) -> int:
+    if _whole(cell) < 8 or _whole(cell) % 8:
+        raise ValueError
+    return _whole(cell)
+
+
+def _finite(cell: str) -> float:
+    if math.isinf(float(cell)):
+        raise ValueError
+    return float(cell)
+
+
+MISSING = -1  # a case number that the file does not give
+WHOLE, PIXELS = "a whole number, 0 to 2⁶³ - 1", "a multiple of 8 pixels, 8 or more"
+# Our columns: the names in files, of which the first that a file has is read; the dtype; what reads a cell (ValueError
+# if it cannot); what a cell must be; and the value of an empty cell, if it may be empty and is not read.
+COLUMNS = {
+    "case": (("case", "case_number"), "int64", _whole, WHOLE, MISSING),
+    "prompt": (("prompt",), "str", str, "", None),
+    "seed": (("seed", "evaluation_seed"), "int64", _whole, WHOLE, None),
+    "guidance": (("guidance", "evaluation_guidance"), "float64", _finite, "a number", math.nan),
+    "width": (("width", "sd_image_width"), "Int64", _pixels, PIXELS, pd.NA),
+    "height": (("height", "sd_image_height"), "Int64", _pixels, PIXELS, pd.NA),
+    "label": (("label", "class", "artist", "categories"), "str", str, "", None),
+}
 
 
 def read(path: str | Path) -> PromptFile:
@@ -61,46 +77,36 @@ def read(path: str | Path) -> PromptFile:
     number that is not one (a seed must be whole, 0 to 2⁶³ - 1; sizes must be multiples of 8), a line with too few or
     too many fields, no rows.
     """
-    raw = _raw(path, join="prompt")
-    columns = {name: [row[n] for row in raw.rows] for n, name in enumerate(raw.header)}
-    found = {name: next((n for n in (name, *other) if n in columns), None) for name, other in NAMES.items()}
+    cells, repairs = _cells(path, join="prompt")
+    found = {name: next((n for n in names if n in cells), None) for name, (names, *_) in COLUMNS.items()}
     for name in ("prompt", "seed"):
         if found[name] is None:
-            pairs = "; read_pairs reads files of pairs" if set(PAIR) <= set(columns) else ""
-            wanted = " or ".join((name, *NAMES[name]))
-            raise ValueError(f"{path}: no column {wanted} among {', '.join(raw.header)}{pairs}")
-
-    def parsed(name, parse, empty):
-        cells = columns[found[name]] if found[name] else [""] * len(raw.rows)
+            pairs = "; read_pairs reads files of pairs" if set(PAIR) <= set(cells) else ""
+            raise ValueError(f"{path}: no column {' or '.join(COLUMNS[name][0])} among {', '.join(cells)}{pairs}")
+    table = pd.DataFrame(index=cells.index)
+    for name, (_, dtype, parse, must_be, empty) in COLUMNS.items():
         values = []
-        for cell, line in zip(cells, raw.lines, strict=True):
+        for line, cell in (cells[found[name]] if found[name] else pd.Series("", cells.index)).items():
             try:
-                values.append(parse(cell) if cell.strip() else empty)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {line}: {name} {error}, not {cell!r}; mend the line") from None
-        return values
-
-    seeds = parsed("seed", _whole, None)
-    if None in seeds:
-        raise ValueError(f"{path}, line {raw.lines[seeds.index(None)]}: no seed; give one to every prompt")
-    cases, numbering = _numbered(parsed("case", _whole, None), raw.lines)
-    prompts = columns[found["prompt"]]
-    empty = [line for prompt, line in zip(prompts, raw.lines, strict=True) if not prompt.strip()]
-    table = pd.DataFrame(
-        {
-            "case": np.array(cases, dtype=np.int64),
-            "prompt": pd.array(prompts, dtype="str"),
-            "seed": np.array(seeds, dtype=np.int64),
-            "guidance": np.array(parsed("guidance", _number, math.nan), dtype=np.float64),
-            "width": pd.array(parsed("width", _size, pd.NA), dtype="Int64"),
-            "height": pd.array(parsed("height", _size, pd.NA), dtype="Int64"),
-            "label": pd.array(columns[found["label"]] if found["label"] else [""] * len(prompts), dtype="str"),
-        }
-    )
-    for name, cells in columns.items():
+                values.append(parse(cell) if cell.strip() or empty is None else empty)
+            except ValueError:
+                what = f"{name} must be {must_be}, not {cell!r}; mend the line"
+                raise ValueError(f"{path}, line {line}: {what}") from None
+        table[name] = pd.array(values, dtype=dtype)
+    missing = table["case"] == MISSING
+    again = table["case"].duplicated() & ~missing
+    repairs += _told("case numbers missing, rows numbered from 0", table.index[missing])
+    repairs += _told("case numbers that occur again, rows numbered from 0", table.index[again])
+    if missing.any() or again.any():
+        table["case"] = range(len(table))
+    for name in cells:
         if name not in found.values():
-            table[name] = _typed(cells)
-    return PromptFile(table, raw.repairs + numbering + _told("empty prompts, kept as they are", empty))
+            try:
+                table[name] = pd.to_numeric(cells[name])
+            except ValueError:
+                table[name] = cells[name]
+    repairs += _told("empty prompts, kept as they are", table.index[table["prompt"].str.strip() == ""])
+    return PromptFile(table.reset_index(drop=True), repairs)
 
 
 def read_pairs(path: str | Path) -> list[tuple[str, str]]:
@@ -109,12 +115,12 @@ def read_pairs(path: str | Path) -> list[tuple[str, str]]:
     Raises FileNotFoundError, and ValueError naming the file and the line: no such columns, an empty text, a line with
     too few or too many fields.
     """
-    raw = _raw(path)
+    cells, _ = _cells(path)
     for name in PAIR:
-        if name not in raw.header:
-            raise ValueError(f"{path}: no column {name} among {', '.join(raw.header)}; read reads files of prompts")
-    pairs = [tuple(row[raw.header.index(name)] for name in PAIR) for row in raw.rows]
-    for pair, line in zip(pairs, raw.lines, strict=True):
+        if name not in cells:
+            raise ValueError(f"{path}: no column {name} among {', '.join(cells)}; read reads files of prompts")
+    pairs = list(cells[list(PAIR)].itertuples(index=False, name=None))
+    for pair, line in zip(pairs, cells.index, strict=True):
         if not all(text.strip() for text in pair):
             raise ValueError(f"{path}, line {line}: an empty text; give both of the pair, or drop the line")
     return pairs
@@ -127,8 +133,7 @@ def labelled(table: pd.DataFrame, label: str) -> pd.DataFrame:
     if no row has it.
     """
     wanted = label.strip().casefold()
-    items = [[item.strip().casefold() for item in (cell, *cell.split(","))] for cell in table["label"]]
-    rows = table[[wanted in row for row in items]]
+    rows = table[[wanted in (item.strip().casefold() for item in (cell, *cell.split(","))) for cell in table["label"]]]
     if rows.empty:
         known = sorted({item.strip() for cell in table["label"] for item in cell.split(",")})
         shown = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
@@ -165,20 +170,21 @@ def match_images(ids: Iterable[int], folder: str | Path) -> list[Path]:
     return [files[number][0] for number in ids]
 
 
-def _raw(path: str | Path, join: str | None = None) -> _Raw:
-    """Header and rows of equal length as text; `join` is the column that is put together again at its commas."""
+def _cells(path: str | Path, join: str | None = None) -> tuple[pd.DataFrame, list[str]]:
+    """A file's cells as text, indexed by the line where each row begins, and what was mended.
+
+    join: the column that is put together again where it holds commas without quotes.
+    """
     path = Path(path)
     if not path.is_file():
         fetch = f"dvc --cd {path.parent} pull {path.name}.dvc"
         raise FileNotFoundError(f"{path} is missing; if it is a published file, `{fetch}` gets it")
     text, repairs = _decoded(path.read_bytes())
-
-    rows, lines, blank, reader, line = [], [], [], csv.reader(io.StringIO(text, newline=""), strict=True), 1
+    rows, blank, reader, line = {}, [], csv.reader(io.StringIO(text, newline=""), strict=True), 1
     try:
         for row in reader:
             if any(cell.strip() for cell in row):
-                rows.append(row)
-                lines.append(line)
+                rows[line] = row
             else:
                 blank.append(line)
             line = reader.line_num + 1
@@ -186,15 +192,13 @@ def _raw(path: str | Path, join: str | None = None) -> _Raw:
         raise ValueError(f"{path}, line {line}: {error}; double the quotes inside a quoted field") from None
     if len(rows) < 2:
         raise ValueError(f"{path} has no rows; fetch it again or fill it")
-    (header, *rows), (_, *lines) = rows, lines
-    header = [name.strip() for name in header]
-
+    header = [name.strip() for name in rows.pop(next(iter(rows)))]
     split = []
-    for n, (row, line) in enumerate(zip(rows, lines, strict=True)):
+    for line, row in rows.items():
         more = len(row) - len(header)
         if more > 0 and join in header and "categories" not in header:
             start = header.index(join)
-            rows[n] = [*row[:start], ",".join(row[start : start + more + 1]), *row[start + more + 1 :]]
+            rows[line] = [*row[:start], ",".join(row[start : start + more + 1]), *row[start + more + 1 :]]
             split.append(line)
         elif more:
             raise ValueError(
@@ -202,22 +206,21 @@ def _raw(path: str | Path, join: str | None = None) -> _Raw:
             )
     repairs += _told("blank lines, dropped", blank)
     repairs += _told(f"commas without quotes in {join}, put together again", split)
-
     index = [n for n, name in enumerate(header) if re.fullmatch(r"|Unnamed: [0-9]+", name)]
     if index:
         repairs.append(f"index columns without a name, dropped: {len(index)}, the first is column {index[0] + 1}")
-    kept = [n for n in range(len(header)) if n not in index]
-    header, rows = [header[n] for n in kept], [[row[n] for n in kept] for row in rows]
-    twice = [name for name, count in Counter(header).items() if count > 1]
-    if twice:
-        raise ValueError(f"{path}: column {twice[0]} occurs twice; drop or rename one")
-    return _Raw(header, rows, lines, repairs)
+    cells = pd.DataFrame.from_dict(rows, orient="index", columns=header, dtype="str")
+    cells = cells.iloc[:, [n for n in range(len(header)) if n not in index]]
+    if not cells.columns.is_unique:
+        twice = cells.columns[cells.columns.duplicated()][0]
+        raise ValueError(f"{path}: column {twice} occurs twice; drop or rename one")
+    return cells, repairs
 
 
 def _decoded(data: bytes) -> tuple[str, list[str]]:
     """Text of a file, and what was unusual about its bytes."""
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-    marked = wide or data.startswith(b"\xef\xbb\xbf")
+    repairs = ["a byte order mark, dropped"] if wide or data.startswith(b"\xef\xbb\xbf") else []
     bad = 1
     for encoding in ("utf-16" if wide else "utf-8-sig", "cp1252", "latin-1"):
         try:
@@ -225,62 +228,11 @@ def _decoded(data: bytes) -> tuple[str, list[str]]:
             break
         except UnicodeDecodeError as error:
             bad = data.count(b"\n", 0, error.start) + 1
-    repairs = ["a byte order mark, dropped"] if marked else []
     if encoding != "utf-8-sig":
         repairs.append(f"not UTF-8, the first on line {bad}: read as {encoding}")
     windows = text.count("\r\n")
-    if windows:
-        repairs.append(f"Windows line ends: {windows}")
-    return text, repairs
+    return text, repairs + ([f"Windows line ends: {windows}"] if windows else [])
 
 
-def _told(what: str, lines: list[int]) -> list[str]:
-    return [f"{what}: {len(lines)}, the first on line {lines[0]}"] if lines else []
-
-
-def _numbered(cases: list[int | None], lines: list[int]) -> tuple[list[int], list[str]]:
-    """The case numbers, or the rows' own if some are missing or occur twice."""
-    missing = [line for case, line in zip(cases, lines, strict=True) if case is None]
-    seen, twice = set(), []
-    for case, line in zip(cases, lines, strict=True):
-        if case in seen and case is not None:
-            twice.append(line)
-        seen.add(case)
-    if not missing and not twice:
-        return cases, []
-    repairs = _told("case numbers missing, rows numbered from 0", missing)
-    repairs += _told("case numbers that occur again, rows numbered from 0", twice)
-    return list(range(len(cases))), repairs
-
-
-def _whole(cell: str) -> int:
-    """A whole number that int64 holds, without passing through float: "12.0" is one, "12.5" and "-1" are not."""
-    number = re.fullmatch(r"([0-9]+)(\.0*)?", cell.strip())
-    if not number or int(number[1]) >= 2**63:
-        raise ValueError("must be a whole number, 0 to 2⁶³ - 1")
-    return int(number[1])
-
-
-def _size(cell: str) -> int:
-    pixels = _whole(cell)
-    if pixels < 8 or pixels % 8:
-        raise ValueError("must be a multiple of 8 pixels")
-    return pixels
-
-
-def _number(cell: str) -> float:
-    try:
-        number = float(cell)
-    except ValueError:
-        number = math.inf
-    if math.isinf(number):
-        raise ValueError("must be a number")
-    return number
-
-
-def _typed(cells: list[str]):
-    """The cells as numbers if all are, else as text."""
-    try:
-        return pd.to_numeric(pd.Series(cells, dtype="str"))
-    except ValueError:
-        return pd.array(cells, dtype="str")
+def _told(what: str, lines: Sequence[int]) -> list[str]:
+    return [f"{what}: {len(lines)}, the first on line {lines[0]}"] if len(lines) else []

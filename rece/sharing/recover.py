@@ -70,16 +70,27 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not weights:
         raise ValueError(f"{path} holds no weights")
     for name, weight in weights.items():
-        if not isinstance(weight, Tensor):
-            raise ValueError(f"{path} holds {name!r}, a {type(weight).__name__}, where only tensors are expected")
+        if not isinstance(weight, Tensor) or not isinstance(name, str):
+            kind = type(weight).__name__
+            raise ValueError(f"{path} holds {name!r}, a {kind}, where only tensors by name are expected")
         if not weight.is_floating_point() or not torch.isfinite(weight).all():
             raise ValueError(f"{path}: {name} holds values that are not finite numbers")
+    lora = any("lora" in name for name in weights)
     if any(name.startswith(("model.diffusion_model.", "diffusion_model.")) for name in weights):
         raise ValueError(
             f"{path} is a checkpoint in CompVis' layout: load it with DiffusionPipeline.from_single_file and save it"
         )
-    if any("lora" in name for name in weights):
-        _check_lora(path, weights)
+    if lora and not all(name.endswith((".lora_A.weight", ".lora_B.weight", ".alpha")) for name in weights):
+        raise ValueError(
+            f"{path} is a LoRA in another layout than <part>.<layer>.lora_A.weight: load it with "
+            "pipe.load_lora_weights, and save it with pipe.save_lora_weights"
+        )
+    lacking = [name for name in weights if lora and not name.startswith(("unet.", "transformer."))]
+    if lacking:
+        raise ValueError(
+            f"{path}: {lacking[0]} lacks the prefix unet. or transformer., without which load_lora_weights changes "
+            "nothing and raises nothing: rename the tensors"
+        )
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in weights):
             warnings.warn(f"{path.name}: took {prefix!r} off all {len(weights)} names", stacklevel=2)
@@ -97,9 +108,7 @@ def apply_weights(pipe: DiffusionPipeline, weights: dict[str, Tensor]) -> dict[s
     """
     if layers.fused(pipe) is not None:
         raise ValueError("the pipeline carries an eraser: remove it before loading weights")
-    own = _parameters(pipe)
-    weights = _merged(pipe, weights, own)
-    _check(pipe, weights, own)
+    own, weights = _matched(pipe, weights)
     cast = {name: weight.detach().to(own[name].dtype) for name, weight in weights.items()}
     for name, weight in cast.items():
         if not torch.isfinite(weight).all():
@@ -128,17 +137,15 @@ def recover(
     Warns where the map is not the whole edit. Raises ValueError on names the model lacks or on other shapes.
     Source: ours.
     """
-    source = None
+    source = {}
     if not isinstance(weights, dict):
         path = Path(weights)
         weights = read_weights(path)
         source = {"file": path.name, "sha256": files.sha256(path)}
     solver.positive(tolerance, "tolerance", or_zero=True)
-    own = _parameters(pipe)
+    own, weights = _matched(pipe, weights)
     readers = {path: layers.originals(pipe, path) for path in families.paths(pipe)}
     whole = {f"{name}.weight" for read in readers.values() for name in read}
-    weights = _merged(pipe, weights, own)
-    _check(pipe, weights, own)
     unchanged, unexplained = [], []
     for name, weight in weights.items():
         if name not in whole:
@@ -158,12 +165,11 @@ def recover(
                 unchanged.append(f"{name}.weight")
             else:
                 edited[name] = given[:, :d]
+                rounded += _rounding(edited[name]) ** 2 + _rounding(W) ** 2
         D = _least_squares(read, edited, d)
         maps[path] = torch.eye(d, dtype=torch.float64) + D
-        for name, W in read.items():
-            change = _change(W, edited.get(name))
-            rounded += _rounding(edited[name]) ** 2 + _rounding(W) ** 2 if name in edited else 0.0
-            W = solver.precise(W).cpu()
+        for name in read:
+            W, change = _precise(read[name], edited.get(name))
             left, size = (change - W @ D).norm().item(), change.norm().item()
             lost, changed = lost + left**2, changed + size**2
             ratio = left / size if size else (float("inf") if left else 0.0)
@@ -171,13 +177,11 @@ def recover(
             rows.append(row | {"given": f"{name}.weight" in weights})
     residual, rounding = ((x / changed) ** 0.5 if changed else 0.0 for x in (lost, rounded))
     exact = residual <= tolerance + rounding and not unexplained
-    provenance = {
-        **origin(pipe),
-        "recovered": (source or {})
-        | {"residual": residual, "rounding": rounding, "exact": exact, "unexplained": len(unexplained)},
-    }
-    touched = "pooled" in maps and not torch.equal(maps["pooled"], torch.eye(len(maps["pooled"]), dtype=torch.float64))
-    eraser = Eraser(maps["tokens"], provenance, pooled=maps["pooled"] if touched else None)
+    found = {"residual": residual, "rounding": rounding, "exact": exact, "unexplained": len(unexplained)}
+    pooled = maps.get("pooled")
+    if pooled is not None and torch.equal(pooled, torch.eye(len(pooled), dtype=torch.float64)):
+        pooled = None
+    eraser = Eraser(maps["tokens"], {**origin(pipe), "recovered": source | found}, pooled=pooled)
     if not exact:
         lacks = [f"{residual:.1%} of the change of the layers that read the prompt"] if residual > tolerance else []
         lacks += [f"{len(unexplained)} other weights, e.g. {unexplained[0]}"] if unexplained else []
@@ -192,62 +196,38 @@ def _read_pickle(path: Path) -> dict:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         refused = next((line for line in reason if "Unsupported" in line or "GLOBAL" in line), reason[0])
         raise ValueError(f"{path} is not a pickle of tensors alone and was not run: {refused.strip()}") from None
-    for key in WRAPPERS:
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            left_out = [name for name in found if name != key]
-            rest = f", leaving out {', '.join(map(repr, left_out))}" if left_out else ""
-            warnings.warn(f"{path.name}: took the weights from under {key!r}{rest}", stacklevel=3)
-            found = found[key]
-            break
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds a {type(found).__name__}, not weights by name")
+    for key in WRAPPERS:
+        if isinstance(found.get(key), dict):
+            rest = ", ".join(repr(name) for name in found if name != key)
+            also = f", leaving out {rest}" if rest else ""
+            warnings.warn(f"{path.name}: took the weights from under {key!r}{also}", stacklevel=3)
+            return found[key]
     return found
 
 
-def _check_lora(path: Path, names: dict[str, Tensor]) -> None:
-    """Raise ValueError if a LoRA's names are not those that diffusers writes."""
-    if not all(name.endswith((".lora_A.weight", ".lora_B.weight", ".alpha")) for name in names):
-        raise ValueError(
-            f"{path} is a LoRA in another layout than <part>.<layer>.lora_A.weight: load it with "
-            "pipe.load_lora_weights, and save it with pipe.save_lora_weights"
-        )
-    lacking = [name for name in names if not name.startswith(("unet.", "transformer."))]
-    if lacking:
-        raise ValueError(
-            f"{path}: {lacking[0]} lacks the prefix unet. or transformer., without which load_lora_weights changes "
-            "nothing and raises nothing: rename the tensors"
-        )
+def _matched(pipe: DiffusionPipeline, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights by name of the part that reads the prompt, as they are without any eraser, and those of the file.
 
-
-def _merged(pipe: DiffusionPipeline, weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights W + (alpha / rank) B A of a LoRA, float64; other files as they are."""
-    adapted = {name.removesuffix(".lora_A.weight") for name in weights if name.endswith(".lora_A.weight")}
-    if not adapted:
-        return weights
-    found = {}
-    for layer in sorted(adapted):
-        A, B = (weights.get(f"{layer}.lora_{x}.weight") for x in "AB")
-        W = own.get(f"{layer}.weight")
-        if W is None or B is None or (B.shape[0], A.shape[1], B.shape[1]) != (*W.shape, A.shape[0]):
-            raise ValueError(f"{layer}: the LoRA does not fit pipe.{families.part(pipe)}: it is of another model")
-        alpha = weights.get(f"{layer}.alpha", torch.tensor(float(len(A)))).double()
-        found[f"{layer}.weight"] = W.detach().cpu().double() + alpha / len(A) * (B.double() @ A.double())
-    return found
-
-
-def _parameters(pipe: DiffusionPipeline) -> dict[str, Tensor]:
-    """The weights of the part that reads the prompt, by name, as they are without any eraser."""
-    whole = families.model(pipe)
+    Of a LoRA the whole weights W + (alpha / rank) B A, float64. Raises ValueError on names the model lacks, or on
+    other shapes.
+    """
+    whole, part = families.model(pipe), f"pipe.{families.part(pipe)}"
     kept = getattr(whole, layers.KEPT, None)
     before = {} if kept is None else {f"{name}.weight": weight for name, weight in kept.weights.items()}
     own = dict(whole.state_dict()) | before
     if any(weight.is_meta for weight in own.values()):
-        raise ValueError(f"the weights of pipe.{families.part(pipe)} are not in memory: do this before any offload")
-    return own
-
-
-def _check(pipe: DiffusionPipeline, weights: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    part = f"pipe.{families.part(pipe)}"
+        raise ValueError(f"the weights of {part} are not in memory: do this before any offload")
+    adapted, merged = sorted(name for name in weights if name.endswith(".lora_A.weight")), {}
+    for layer in (name.removesuffix(".lora_A.weight") for name in adapted):
+        A, B = (weights.get(f"{layer}.lora_{x}.weight") for x in "AB")
+        W = own.get(f"{layer}.weight")
+        if W is None or B is None or (B.shape[0], A.shape[1], B.shape[1]) != (*W.shape, A.shape[0]):
+            raise ValueError(f"{layer}: the LoRA does not fit {part}: it is of another model")
+        alpha = weights.get(f"{layer}.alpha", torch.tensor(float(len(A)))).double()
+        merged[f"{layer}.weight"] = W.detach().cpu().double() + alpha / len(A) * (B.double() @ A.double())
+    weights = merged or weights
     unknown = [name for name in weights if name not in own]
     if unknown:
         raise ValueError(
@@ -256,10 +236,9 @@ def _check(pipe: DiffusionPipeline, weights: dict[str, Tensor], own: dict[str, T
         )
     for name, weight in weights.items():
         if weight.shape != own[name].shape:
-            raise ValueError(
-                f"{name} is {tuple(weight.shape)}, but {part}'s is {tuple(own[name].shape)}: the file is of another "
-                f"model"
-            )
+            given, right = tuple(weight.shape), tuple(own[name].shape)
+            raise ValueError(f"{name} is {given}, but {part}'s is {right}: the file is of another model")
+    return own, weights
 
 
 def _same(given: Tensor, own: Tensor) -> bool:
@@ -286,10 +265,8 @@ def _rounding(weight: Tensor) -> float:
 def _least_squares(weights: dict[str, Tensor], edited: dict[str, Tensor], d: int) -> Tensor:
     """The D of least norm that minimises sum |W D - (W' - W)|^2; layers that are not among the edited have W' = W."""
     G, right = torch.zeros(d, d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64)
-    if not edited:
-        return right
-    for name, W in weights.items():
-        change, W = _change(W, edited.get(name)), solver.precise(W).cpu()
+    for name in weights:
+        W, change = _precise(weights[name], edited.get(name))
         G.addmm_(W.T, W)
         right.addmm_(W.T, change)
     sizes, directions = torch.linalg.eigh(G)
@@ -298,6 +275,7 @@ def _least_squares(weights: dict[str, Tensor], edited: dict[str, Tensor], d: int
     return V @ ((V.T @ right) / sizes[kept, None])
 
 
-def _change(W: Tensor, edited: Tensor | None) -> Tensor:
+def _precise(W: Tensor, edited: Tensor | None) -> tuple[Tensor, Tensor]:
+    """W and its change W' - W, float64 on the CPU."""
     W = solver.precise(W).cpu()
-    return torch.zeros_like(W) if edited is None else solver.precise(edited).cpu() - W
+    return W, torch.zeros_like(W) if edited is None else solver.precise(edited).cpu() - W
