@@ -1,4 +1,4 @@
-"""Model families: which layers of a pipeline's model read the prompt, in one table.
+"""Model families: which layers of a pipeline's model read the prompt, and all that a family does in its own way.
 
 A family reads the prompt on one or two paths: "tokens", the embedding with one row per token, and in some families
 "pooled", one vector for the whole prompt.
@@ -17,15 +17,18 @@ class Reader:
     """How a family reads one path.
 
     layers: endings of the names of the linear layers. output: which of `encode_prompt`'s results the embedding is.
-    tokenizers: those whose tokens stand in it one after another; none for a pooled embedding. mask: which of the
-    results says what positions are read, if not all are. projected_by: the text encoder whose projection_dim is the
-    number of input columns that are text, if the layers read more than text.
+    tokenizers: those whose tokens stand in it one after another, each with the keyword of `encode_prompt` that says
+    how many positions they have, or None if the tokenizer says it; empty for a pooled embedding. mask: which of the
+    results says what positions are read, if not all are. norm: the text encoder whose final LayerNorm every token
+    leaves, if there is one. projected_by: the text encoder whose projection_dim is the number of input columns that
+    are text, if the layers read more than text.
     """
 
     layers: tuple[str, ...]
     output: int
-    tokenizers: tuple[str, ...] = ()
+    tokenizers: dict[str, str | None] = field(default_factory=dict)
     mask: int | None = None
+    norm: str | None = None
     projected_by: str | None = None
 
 
@@ -33,45 +36,58 @@ class Reader:
 class Family:
     """A family of pipelines: the part that holds the model, its class (None: any), and how it reads each path.
 
-    encode: further keywords of `encode_prompt`.
+    encode: further keywords of `encode_prompt`. tidy: the pipeline's method that changes a prompt before it is read.
     """
 
     part: str
     model: str | None
     readers: dict[str, Reader]
     encode: dict = field(default_factory=lambda: {"do_classifier_free_guidance": False})
+    tidy: str | None = None
 
 
 ATTENTION = (".attn2.to_k", ".attn2.to_v")
 POOLED = (".text_embedder.linear_1",)
 
-# The one place that says which layers read the prompt.
+# These close a text by one end token, and open it by a start token or by none.
+TOKENIZERS = ("CLIPTokenizer", "T5Tokenizer")
+
+# The one place that says which layers read the prompt, and how.
 FAMILIES = {
-    "Stable Diffusion 1.x, 2.x": Family("unet", None, {"tokens": Reader(ATTENTION, 0, ("tokenizer",))}),
+    "Stable Diffusion 1.x, 2.x": Family(
+        "unet", None, {"tokens": Reader(ATTENTION, 0, {"tokenizer": None}, norm="text_encoder")}
+    ),
     "Stable Diffusion XL": Family(
         "unet",
         None,
         {
-            "tokens": Reader(ATTENTION, 0, ("tokenizer",)),
+            "tokens": Reader(ATTENTION, 0, {"tokenizer": None}),
             "pooled": Reader(("add_embedding.linear_1",), 2, projected_by="text_encoder_2"),
         },
     ),
     "Stable Diffusion 3, 3.5": Family(
         "transformer",
         "SD3Transformer2DModel",
-        {"tokens": Reader(("context_embedder",), 0, ("tokenizer", "tokenizer_3")), "pooled": Reader(POOLED, 2)},
+        {
+            "tokens": Reader(("context_embedder",), 0, {"tokenizer": None, "tokenizer_3": "max_sequence_length"}),
+            "pooled": Reader(POOLED, 2),
+        },
         {"do_classifier_free_guidance": False, "prompt_2": None, "prompt_3": None},
     ),
     "FLUX.1": Family(
         "transformer",
         "FluxTransformer2DModel",
-        {"tokens": Reader(("context_embedder",), 0, ("tokenizer_2",)), "pooled": Reader(POOLED, 1)},
+        {
+            "tokens": Reader(("context_embedder",), 0, {"tokenizer_2": "max_sequence_length"}),
+            "pooled": Reader(POOLED, 1),
+        },
         {},
     ),
     "PixArt-alpha, -sigma": Family(
         "transformer",
         "PixArtTransformer2DModel",
-        {"tokens": Reader(("caption_projection.linear_1",), 0, ("tokenizer",), mask=1)},
+        {"tokens": Reader(("caption_projection.linear_1",), 0, {"tokenizer": "max_sequence_length"}, mask=1)},
+        tidy="_text_preprocessing",
     ),
 }
 
@@ -107,6 +123,12 @@ def model(pipe: DiffusionPipeline) -> torch.nn.Module:
 def paths(pipe: DiffusionPipeline) -> tuple[str, ...]:
     """The paths on which the pipeline's family reads text: ("tokens",) or ("tokens", "pooled")."""
     return tuple(family(pipe).readers)
+
+
+def reads_tokens_alone(pipe: DiffusionPipeline) -> bool:
+    """Whether the model reads nothing of a prompt but the token embedding, which can then be fed in its place."""
+    readers = family(pipe).readers
+    return list(readers) == ["tokens"] and readers["tokens"].mask is None
 
 
 def bare(whole: torch.nn.Module) -> torch.nn.Module:

@@ -29,6 +29,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
+from rece.families import reads_tokens_alone
 from rece.files import replacing
 
 LEFTOVER = 3600  # seconds; an unfinished file that is older belongs to a killed run
@@ -147,13 +148,8 @@ def draw(
     """
     if not all(isinstance(number, numbers.Integral) for number in part) or not 1 <= part[0] <= part[1]:
         raise ValueError(f"part must be (k, n) with whole numbers and k from 1 to n, not {part}")
-    columns, folder = checked(table, guidance), Path(folder)
-    if embeds is not None:
-        _check_embeds(pipe, embeds)
-        if len(embeds) != len(table):
-            raise ValueError(f"embeds must hold one embedding per row: it has {len(embeds)} for {len(table)} rows")
-    settings = _settings(pipe, steps, batch_size, bf16, identity, embeds)
-    digest = _begin(folder, {"settings": settings, "table": columns})
+    folder, run = Path(folder), _run(pipe, table, steps, guidance, batch_size, bf16, identity, embeds)
+    settings, columns, digest = run["settings"], run["table"], _begin(folder, run)
     paths = [folder / f"{case}.png" for case in columns["case"]]
     alike, fits = defaultdict(list), {}
     for row, kind in enumerate(zip(columns["guidance"], columns["width"], columns["height"], strict=True)):
@@ -174,6 +170,21 @@ def draw(
                     list(pool.map(lambda row, images=images: _save(images[row], paths[row], digest), todo))
                 bar.update(count)
     return folder
+
+
+def digest(
+    pipe: DiffusionPipeline,
+    table: pd.DataFrame,
+    *,
+    steps: int = 50,
+    guidance: float = 7.5,
+    batch_size: int = 8,
+    bf16: bool | str = False,
+    identity: dict | None = None,
+    embeds: Tensor | None = None,
+) -> str:
+    """The digest, in hex, of the run that `draw` makes of these arguments: equal runs give equal images."""
+    return _digest(_run(pipe, table, steps, guidance, batch_size, bf16, identity, embeds))
 
 
 def read(folder: str | Path, cases: Iterable[int | str], batch_size: int = 64) -> Iterator[np.ndarray]:
@@ -259,8 +270,13 @@ def _bytes(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
 
 
-def _settings(pipe, steps, batch_size, bf16, identity, embeds) -> dict:
-    """What decides the images beside the table, as JSON has it."""
+def _run(pipe, table, steps, guidance, batch_size, bf16, identity, embeds) -> dict:
+    """All that decides the images, as JSON has it: the settings, the pipeline among them, and the table."""
+    columns = checked(table, guidance)
+    if embeds is not None:
+        _check_embeds(pipe, embeds)
+        if len(embeds) != len(table):
+            raise ValueError(f"embeds must hold one embedding per row: it has {len(embeds)} for {len(table)} rows")
     for name, value in (("steps", steps), ("batch_size", batch_size)):
         if not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"{name} must be a whole number, 1 or more, not {value!r}")
@@ -273,15 +289,19 @@ def _settings(pipe, steps, batch_size, bf16, identity, embeds) -> dict:
     found = {"steps": int(steps), "batch_size": int(batch_size), "bf16": bfloat16(device, bf16), "device": device.type}
     found |= {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
     found |= {} if embeds is None else {"embeds": f"{embeds.dtype} {hashlib.sha256(_bytes(embeds)).hexdigest()}"}
-    return found | fingerprint(pipe) | identity
+    return {"settings": found | fingerprint(pipe) | identity, "table": columns}
+
+
+def _digest(run: dict) -> str:
+    return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
 
 
 def _begin(folder: Path, run: dict) -> str:
     """Write run.json, or compare with the one that is there, and remove what killed runs left; returns the digest."""
-    path, digest = folder / "run.json", hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+    path = folder / "run.json"
     if not path.exists():
         with replacing(path) as file:
-            file.write(json.dumps({"digest": digest} | run, indent=1).encode())
+            file.write(json.dumps({"digest": _digest(run)} | run, indent=1).encode())
     try:
         there = json.loads(path.read_bytes())
         before, now = _flat(there), _flat(run)
@@ -295,7 +315,7 @@ def _begin(folder: Path, run: dict) -> str:
         with suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > LEFTOVER:
                 left.unlink()
-    return digest
+    return _digest(run)
 
 
 def _flat(run: dict) -> dict:
@@ -365,8 +385,8 @@ def _check_embeds(pipe: DiffusionPipeline, embeds: Tensor) -> None:
         raise TypeError("embeds must be a float tensor of shape (n, positions, d)")
     if not torch.isfinite(embeds).all():
         raise ValueError("embeds holds values that are not finite")
-    if getattr(pipe, "text_encoder_2", None) is not None:
-        raise ValueError("embeds is not supported for pipelines that also read a pooled embedding: give prompts")
+    if not reads_tokens_alone(pipe):
+        raise ValueError("embeds is not supported for a model that reads more than tokens: give prompts")
 
 
 def bfloat16(device: torch.device, bf16: bool | str) -> bool:

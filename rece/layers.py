@@ -92,11 +92,7 @@ def gram(pipe: DiffusionPipeline, path: str = "tokens") -> Tensor:
     Raises ValueError naming the layer if a weight is not finite.
     """
     d = width(pipe, path)
-    weights = {name: weight_of(layer)[:, :d] for name, layer in prompt_layers(pipe, path).items()}
-    for name, weight in weights.items():
-        if not torch.isfinite(weight).all():
-            raise ValueError(f"the weight of {name} holds values that are not finite: reload the model")
-    return solver.gram(weights.values())
+    return solver.gram({name: weight_of(layer)[:, :d] for name, layer in prompt_layers(pipe, path).items()})
 
 
 @torch.no_grad()
@@ -121,9 +117,6 @@ def fuse(pipe: DiffusionPipeline, M: Tensor, pooled: Tensor | None = None) -> No
         change = solver.precise(map)
         changes[path] = change - torch.eye(d, dtype=change.dtype, device=change.device)
     todo = [(path, name, layer) for path in maps for name, layer in prompt_layers(pipe, path).items()]
-    for _, name, layer in todo:
-        if not torch.isfinite(weight_of(layer)).all():
-            raise ValueError(f"the weight of {name} holds values that are not finite: reload the model")
     kept = Kept({path: map.detach().cpu().clone() for path, map in maps.items()}, {})
     setattr(whole, KEPT, kept)
     try:
@@ -134,6 +127,8 @@ def fuse(pipe: DiffusionPipeline, M: Tensor, pooled: Tensor | None = None) -> No
             W = weight.to(dtype)
             edited = torch.addmm(W, W, changes[path].to(dtype).to(weight.device)).to(weight.dtype)
             if not torch.isfinite(edited).all():
+                if not torch.isfinite(whole_weight).all():
+                    raise ValueError(f"weights[{name}] holds values that are not finite: reload the model")
                 raise ValueError(f"the edited weight of {name} overflows {weight.dtype}: use a wider dtype")
             kept.weights[name] = whole_weight.detach().to("cpu", copy=True)
             weight.copy_(edited)

@@ -9,7 +9,7 @@ the CPU. Systems are solved by Cholesky where they are positive definite. No inv
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -58,21 +58,22 @@ def edit_map(
     return eye + erase_scale * _solve(A, K.T @ (T - K)).T
 
 
-def gram(weights: Iterable[Tensor]) -> Tensor:
+def gram(weights: Iterable[Tensor] | Mapping[str, Tensor]) -> Tensor:
     """G = sum W^T W over (out, d) weights: all that the derived embedding needs to know of a model.
 
     Returns (d, d) float64. One weight at a time is held in float64.
-    Raises ValueError if there are no weights, if their widths differ or if a value is not finite. Source: ours.
+    Raises ValueError, naming the weight by its key or its number, if there are none, if their widths differ or if a
+    value is not finite. Source: ours.
     """
     G = None
-    for index, weight in enumerate(weights):
+    for key, weight in weights.items() if isinstance(weights, Mapping) else enumerate(weights):
         W = precise(weight)
         if W.ndim != 2 or (G is not None and W.shape[1] != G.shape[0]):
             expected = "(out, d)" if G is None else f"(out, {G.shape[0]})"
-            raise ValueError(f"weights[{index}] must be {expected}, but is {tuple(W.shape)}")
+            raise ValueError(f"weights[{key}] must be {expected}, but is {tuple(W.shape)}")
         G = W.T @ W if G is None else G + (W.T @ W).to(G.device)
         if not torch.isfinite(G).all():
-            raise ValueError(f"weights[{index}] holds values that are not finite: reload the model")
+            raise ValueError(f"weights[{key}] holds values that are not finite: reload the model")
     if G is None:
         raise ValueError("weights is empty: there is no layer to take the Gram matrix of")
     return G

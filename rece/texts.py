@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rece import solver
-from rece.families import family
+from rece.families import TOKENIZERS, family
 from rece.layers import width
 
 SD_TOKEN = 768.0  # squared norm of a Stable Diffusion 1.x token, the scale that the paper's lambdas belong to
@@ -99,8 +99,8 @@ def last_word(pipe: DiffusionPipeline, prompt: str) -> int:
 
 def last_words(pipe: DiffusionPipeline, prompt: str, path: str = "tokens") -> list[int]:
     """The positions of the prompt's last word token, one for each tokenizer of the path; [0] of the pooled path."""
-    tidy = getattr(pipe, "_text_preprocessing", None)  # PixArt lowers and strips its prompts
-    text, found = tidy(prompt)[0] if tidy else prompt, []
+    tidy = family(pipe).tidy
+    text, found = prompt if tidy is None else getattr(pipe, tidy)(prompt)[0], []
     for start, end, tokenizer in _segments(pipe, path):
         tokens = tokenizer(text, max_length=end - start, truncation=True).attention_mask if tokenizer else []
         found.append(start + max(0, sum(tokens) - 2))
@@ -184,15 +184,16 @@ def final_norm(pipe: DiffusionPipeline) -> tuple[Tensor, Tensor]:
 
     Raises TypeError if the pipeline's prompt embedding is not the output of one such norm.
     """
-    encoder = getattr(pipe, "text_encoder", None)
+    name = family(pipe).readers["tokens"].norm
+    encoder = getattr(pipe, name) if name else torch.nn.Module()
     norms = [
         module
-        for name, module in (encoder.named_modules() if encoder is not None else ())
+        for name, module in encoder.named_modules()
         if name.split(".")[-1] == "final_layer_norm" and isinstance(module, torch.nn.LayerNorm)
     ]
     kind = f"{type(pipe).__name__} with {', '.join(encoders(pipe)) or 'no text encoder'}"
     remedy = "certificates need a pipeline like Stable Diffusion 1.x or 2.x"
-    if getattr(pipe, "text_encoder_2", None) is not None or len(norms) != 1:
+    if len(norms) != 1:
         raise TypeError(f"the prompt embedding of {kind} does not leave one final LayerNorm: {remedy}")
     gamma, beta = (solver.precise(part) for part in (norms[0].weight, norms[0].bias))
     x = (encode(pipe, [""])[0].to(gamma.device) - beta) / gamma
@@ -230,16 +231,25 @@ def _extended(T: Tensor) -> Tensor:
 
 
 def _segments(pipe: DiffusionPipeline, path: str) -> list[tuple[int, int, object]]:
-    """Where each tokenizer's positions start and end, and the tokenizer; of the pooled path one position, and None."""
+    """Where each tokenizer's positions start and end, and the tokenizer; of the pooled path one position, and None.
+
+    Raises TypeError for a tokenizer whose end tokens are not known.
+    """
     names = family(pipe).readers[path].tokenizers
-    tokenizers = [getattr(pipe, name) for name in names if getattr(pipe, name) is not None]
     if not names:
         return [(0, 1, None)]
     found, end = [], 0
-    t5_length = inspect.signature(pipe.encode_prompt).parameters.get("max_sequence_length")
-    for tokenizer in tokenizers:
-        is_t5 = t5_length is not None and tokenizer is getattr(pipe, names[-1])
-        length = t5_length.default if is_t5 else tokenizer.model_max_length
+    for name, keyword in names.items():
+        tokenizer = getattr(pipe, name)
+        if tokenizer is None:
+            continue
+        if not type(tokenizer).__name__.startswith(TOKENIZERS):
+            raise TypeError(
+                f"pipe.{name} is a {type(tokenizer).__name__}, and where its texts end is not known: add it to "
+                "TOKENIZERS in rece/families.py if it closes a text by one end token"
+            )
+        own = tokenizer.model_max_length
+        length = own if keyword is None else inspect.signature(pipe.encode_prompt).parameters[keyword].default
         found.append((end, end + length, tokenizer))
         end += length
     return found

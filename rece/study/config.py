@@ -4,22 +4,131 @@
 """
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import torch
 import yaml
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from rece import loading
 
-KINDS = ("object", "style", "category", "joint")
-CONCEPT = {"kind", "erase", "target"}
-# judge: instead of the study's. attacks: those of the budget that are run, if not all. Of photographs: asked, sets of
-# prompts that ask for it, attacks being run on the first; preserve, a file whose labels are preserved; known, what
-# attacks may know; kept, sets of prompts that should stay as they are; others, synonyms, texts for the certificate.
-CONCEPT_TOO = {"numbers", "judge", "attacks", "others", "synonyms", "asked", "preserve", "known", "kept"}
-FILE = {"file", "label", "without", "where", "n", "scores"}  # of a set of prompts, see `from_file`
+
+class Section(BaseModel):
+    """A part of a file of parameters: no other keys, and no text where a number belongs."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Generate(Section):
+    steps: PositiveInt
+    guidance: float
+    batch_size: PositiveInt
+    bf16: bool | Literal["auto"]
+
+
+class Prompts(Section):
+    """A set of published prompts, see `plan.from_file`."""
+
+    file: str
+    label: str | None = None
+    without: str | None = None
+    where: str | None = None
+    n: PositiveInt | None = None
+
+
+class Kept(Prompts):
+    scores: list[str]
+
+
+class Concept(Section):
+    """What is erased. judge: instead of the study's. attacks: those of the budget that are run, if not all.
+
+    Of photographs: asked, sets of prompts that ask for it, attacks being run on the first; preserve, a file whose
+    labels are preserved; known, what attacks may know; kept, sets of prompts that should stay as they are; others,
+    synonyms, texts for the certificate.
+    """
+
+    kind: Literal["object", "style", "category", "joint"]
+    erase: list[str] = Field(min_length=1)
+    target: str | list[str]
+    numbers: dict[str, dict] = {}
+    judge: str | dict | None = None
+    attacks: list[str] = []
+    asked: dict[str, Prompts] = {}
+    preserve: str | None = None
+    known: dict = {}
+    kept: dict[str, Kept] = {}
+    others: list[str] = []
+    synonyms: dict[str, list[str]] = {}
+
+
+class Attack(Section):
+    n: PositiveInt
+    seed: NonNegativeInt
+    budget: Literal["quick", "full"]
+    quick: dict[str, dict]
+    full: dict[str, dict]
+
+
+class Evaluate(Section):
+    n: NonNegativeInt
+    seed: NonNegativeInt
+    show: NonNegativeInt
+    threshold: float
+    images: str | None
+    scores: dict[str, dict] | None
+
+
+class Sweep(Section):
+    n: PositiveInt
+    preserve_n: PositiveInt
+    seed: NonNegativeInt
+    threshold: float
+    grid: dict[str, list[dict[str, list]]]
+    attacks: dict[str, dict]
+
+
+class Study(Section):
+    """The sections that every study has."""
+
+    model: str | dict
+    control: str | None
+    judge: str | dict | None
+    generate: Generate
+    concepts: list[str]
+    concept: dict[str, Concept]
+    erase: dict[str, dict]
+    attack: Attack
+    evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def names_are_there(self):
+        for key in {"concepts", "sweep_concepts", "validation"} & set(type(self).model_fields):
+            _known(getattr(self, key), self.concept, key, "section in concept")
+        for name, one in self.concept.items():
+            _known(one.attacks, self.attack.quick | self.attack.full, f"concept.{name}.attacks", "line in attack")
+            _known(one.numbers, self.erase, f"concept.{name}.numbers", "line in erase")
+        return self
+
+
+class EmbeddedStudy(Study):
+    """Those of the embedded model's study too."""
+
+    sweep_concepts: list[str]
+    validation: list[str]
+    sweep: Sweep
+    dataset: dict[Literal["objects", "variants", "phrases", "seed"], int]
+    pretrain: dict[Literal["text", "vae", "unet", "seed"], int]
+    train_judge: dict[Literal["minutes", "held_out", "seed"], int]
+    train_control: dict[Literal["without", "minutes", "seed"], int | list[str]]
+
+
+def _known(names, known: dict, where: str, kind: str) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"{where}: {unknown[0]!r} has no {kind}; there are {', '.join(known)}")
 
 
 def root() -> Path:
@@ -36,69 +145,17 @@ def params(path: Path | None = None) -> dict:
     path = Path(path or root() / "params.yaml")
     try:
         tree = yaml.safe_load(path.read_text()) or {}
+        own = set(EmbeddedStudy.model_fields) - set(Study.model_fields)
+        (EmbeddedStudy if own & set(tree) else Study).model_validate(tree)
     except yaml.YAMLError as error:
         raise ValueError(f"{path.name}: no YAML ({' '.join(str(error).split())})") from None
-    check(tree, STUDY | (EMBEDDED if set(tree) & set(EMBEDDED) else {}), path.name)
-    for key in {"concepts", "sweep_concepts", "validation"} & set(tree):
-        for name in tree[key]:
-            if name not in tree["concept"]:
-                raise ValueError(f"{path.name}: {key} lists {name!r}, but concept has no section {name!r}")
-    budget = tree["attack"]["budget"]
-    if budget not in tree["attack"] or budget in ("n", "seed", "budget"):
-        raise ValueError(f"{path.name}: attack.budget must be one of the budgets in attack, not {budget!r}")
-    for name, section in tree["concept"].items():
-        where = f"{path.name}: concept.{name}"
-        check(section, dict.fromkeys(CONCEPT), where, CONCEPT_TOO)
-        if section["kind"] not in KINDS:
-            raise ValueError(f"{where}.kind must be one of {', '.join(KINDS)}, not {section['kind']!r}")
-        there_are = {attack for key in ("quick", "full") for attack in tree["attack"][key]}
-        unknown = sorted(set(section.get("attacks", [])) - there_are)
-        if unknown:
-            raise ValueError(
-                f"{where}.attacks: there is no {unknown[0]!r} in attack; there are {', '.join(sorted(there_are))}"
-            )
-        methods = tree["erase"]
-        unknown = sorted(set(section.get("numbers", {})) - set(methods))
-        if unknown:
-            raise ValueError(f"{where}.numbers: there is no {unknown[0]!r} in erase; there are {', '.join(methods)}")
-        for sets, needed in (("asked", ["file"]), ("kept", ["file", "scores"])):
-            for key, source in section.get(sets, {}).items():
-                check(source or {}, dict.fromkeys(needed), f"{where}.{sets}.{key}", FILE)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        own = {"missing": "this key is missing", "extra_forbidden": "no such key; delete or correct it"}
+        what = own.get(first["type"], what if isinstance(first["input"], dict) else f"{what}, not {first['input']!r}")
+        raise ValueError(f"{path.name}: {where}: {what}" if where else f"{path.name}: {what}") from None
     return tree
-
-
-# The sections that every study has, and those of the embedded model's own.
-STUDY = {
-    "model": None, "control": None, "judge": None,
-    "generate": {"steps": None, "guidance": None, "batch_size": None, "bf16": None},
-    "concepts": None, "concept": None, "erase": None,
-    "attack": {"n": None, "seed": None, "budget": None, "quick": None, "full": None},
-    "evaluate": dict.fromkeys(["n", "seed", "show", "threshold", "images", "scores"]),
-}  # fmt: skip
-EMBEDDED = {
-    "sweep_concepts": None, "validation": None,
-    "sweep": dict.fromkeys(["n", "preserve_n", "seed", "threshold", "grid", "attacks"]),
-    "dataset": {"objects": None, "variants": None, "phrases": None, "seed": None},
-    "pretrain": {"text": None, "vae": None, "unet": None, "seed": None},
-    "train_control": {"without": None, "minutes": None, "seed": None},
-    "train_judge": {"minutes": None, "held_out": None, "seed": None},
-}  # fmt: skip
-
-
-def check(tree: dict, expected: dict, where: str, optional: Iterable[str] = ()) -> None:
-    """Raise ValueError if `tree` has keys that neither `expected` nor `optional` has, or lacks keys of `expected`,
-    where None stands for any value."""
-    if not isinstance(tree, dict):
-        raise ValueError(f"{where}: must have the keys {', '.join(sorted(expected))}, not be {tree!r}")
-    known = {*expected, *optional}
-    unknown, missing = sorted(set(tree) - known), sorted(set(expected) - set(tree))
-    if unknown:
-        raise ValueError(f"{where}: unknown key {unknown[0]!r}; the keys are {', '.join(sorted(known))}")
-    if missing:
-        raise ValueError(f"{where}: the key {missing[0]!r} is missing")
-    for key, inner in expected.items():
-        if inner is not None:
-            check(tree[key], inner, f"{where}: {key}")
 
 
 def load(model: str | dict) -> DiffusionPipeline:

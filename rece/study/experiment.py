@@ -9,14 +9,11 @@ import numpy as np
 import pandas as pd
 from diffusers import DiffusionPipeline
 
-from rece import attacks, families
+from rece import attacks, families, images
 from rece.attacks import Attempts
 from rece.emoji.world import World
 from rece.eraser import Eraser
-from rece.images import draw as draw_folder
-from rece.images import generate as draw
-from rece.images import read
-from rece.study import config, plan, results
+from rece.study import cache, config, plan, results
 from rece.study.parallel import cells
 from rece.study.plan import ANY, CONTROL, ORIGINAL
 
@@ -99,16 +96,22 @@ def attempt(
     concept: dict,
     budget: dict,
 ) -> Attempts:
-    """Run one attack on the cases; see `budgets` and `asked`."""
-    return attacks.run(
-        module(name, budget),
-        victim,
-        list(cases.prompt),
-        list(cases.seed),
-        original=original,
-        concept=plan.named(world, concept),
-        **{key: value for key, value in budget.items() if key not in ("attack", "n", "asked", "control")},
-    )
+    """Run one attack on the cases, or read what it found before; see `budgets`, `asked` and `rece.study.cache`.
+
+    What is read has taken 0 seconds.
+    """
+    attack = module(name, budget)
+    own = {key: value for key, value in budget.items() if key not in ("attack", "n", "asked", "control")}
+    prompts, seeds = list(cases.prompt), [int(seed) for seed in cases.seed]
+    known = plan.named(world, concept)
+    decides = [cache.code(f"rece.attacks.{attack}"), attack, prompts, seeds, known, own]
+    decides += [cache.weights(pipe) for pipe in ((victim, original) if attacks.needs(attack) else (original,))]
+    path = cache.folder() / "attempts" / f"{cache.digest(decides)}.safetensors"
+    if path.exists():
+        return Attempts.load(path)
+    found = attacks.run(attack, victim, prompts, seeds, original=original, concept=known, **own)
+    found.save(path)
+    return found
 
 
 def attempt_all(
@@ -142,34 +145,37 @@ def attempt_all(
     return pd.DataFrame(cells(run, jobs, "attack"))
 
 
-def images_of(pipe: DiffusionPipeline, attempts: Attempts, generate: dict) -> np.ndarray:
-    """Draw attempts, texts or embeddings: uint8 (n, h, w, 3)."""
-    return draw(pipe, attempts.prompts, attempts.seeds, embeds=attempts.embeds, **generate)
-
-
-def drawn_in_batches(
-    pipe: DiffusionPipeline, rows: pd.DataFrame, generate: dict, folder: str | Path | None, embeds=None
+def drawn(
+    pipe: DiffusionPipeline, rows: pd.DataFrame, generate: dict, embeds=None, folder: Path | None = None
 ) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
     """Draw the prompts and seeds of `rows`, or embeddings in their place: parts of the rows, and their images.
 
-    guidance, width and height of each row go before those of `generate` and of the model. folder: where images
-    go (relative to the checkout); those that are there are not drawn again, see `rece.images.draw`. With None they are
-    drawn in memory, rows of one guidance and size together.
+    guidance, width and height of each row go before those of `generate` and of the model. Images that are in the
+    folder are not drawn again, see `rece.images.draw`. Without a folder they are in the cache, see `rece.study.cache`.
     """
-    own = [name for name in ("guidance", "width", "height") if name in rows]
-    if folder is not None:
-        columns = [name for name in ("case", "prompt", "seed", *own) if name in rows]
-        folder, start = draw_folder(pipe, rows[columns], config.root() / folder, embeds=embeds, **generate), 0
-        for images in read(folder, rows.case if "case" in rows else range(len(rows))):
-            yield rows.iloc[start : start + len(images)], images
-            start += len(images)
-        return
-    for kind, part in rows.groupby(own, sort=False, dropna=False) if own else [((), rows)]:
-        given = {name: value for name, value in zip(own, kind, strict=True) if not pd.isna(value)}
-        given = {name: float(value) if name == "guidance" else int(value) for name, value in given.items()}
-        texts = list(part.prompt) if embeds is None else None
-        some = None if embeds is None else embeds[part.index.to_list()]
-        yield part, draw(pipe, texts, list(part.seed), embeds=some, **generate | given)
+    table, how = rows[[name for name in images.COLUMNS if name in rows]], {"embeds": embeds, **generate}
+    if folder is None:
+        how["identity"] = {"code": cache.code("rece.images")}
+        folder = cache.folder() / "images" / images.digest(pipe, table, **how)
+    folder, start = images.draw(pipe, table, folder, progress=False, **how), 0
+    for some in images.read(folder, rows.case if "case" in rows else range(len(rows))):
+        yield rows.iloc[start : start + len(some)], some
+        start += len(some)
+
+
+def images_folder(evaluate: dict, concept: dict, method: str, what: str) -> Path | None:
+    """Where images go if params.yaml names a folder: in it, by the erased texts, the method and what is drawn."""
+    if evaluate["images"] is None:
+        return None
+    erased = re.sub(r"\W+", "-", "-".join(concept["erase"]))
+    if len(erased) > 60:
+        erased = f"{erased[:60]}-{cache.digest(concept['erase'])[:8]}"
+    return config.root() / evaluate["images"] / erased / method / what
+
+
+def images_of(pipe: DiffusionPipeline, rows: pd.DataFrame, generate: dict, embeds=None) -> np.ndarray:
+    """The images of `drawn` in one array, uint8 (n, height, width, 3)."""
+    return np.concatenate([some for _, some in drawn(pipe, rows, generate, embeds)])
 
 
 def draw_attempts(
@@ -186,7 +192,7 @@ def draw_attempts(
 
     Those that no erased model was looked at for are drawn with all models; those found against one with that one, and
     if they are texts, with the others too. The control draws plain prompts and what was found against it. attack,
-    evaluate: the sections of params.yaml; evaluate["images"] is where images go, see `drawn_in_batches`.
+    evaluate: the sections of params.yaml; evaluate["images"] is where images go, see `images_folder`.
 
     Returns one row per image, and for figures {(method, attack): (first evaluate["show"] images, whether each is a
     success)} of each method's own attempts. Columns: method (the model that drew), attack, access, kind ("text" or
@@ -220,9 +226,9 @@ def draw_attempts(
     def draw_one(job) -> tuple[pd.DataFrame, dict]:
         name, source, method, attempts, plain = job
         rows = plain.assign(prompt=attempts.prompts or "", seed=attempts.seeds)
-        images = images_folder(evaluate, concept, method, f"{source}-{name}")
         some, answers = {}, []
-        for batch, pictures in drawn_in_batches(victims[method], rows, generate, images, attempts.embeds):
+        there = images_folder(evaluate, concept, method, f"{source}-{name}")
+        for batch, pictures in drawn(victims[method], rows, generate, attempts.embeds, there):
             answers.append(judge.answers(pictures, batch.reset_index(drop=True)).set_index(batch.index))
             wanted = batch.index < evaluate["show"]
             some |= dict(zip(batch.index[wanted], pictures[wanted], strict=True))
@@ -242,12 +248,3 @@ def draw_attempts(
         if source in (ANY, method) and len({picture.shape for picture in some.values()}) == 1:
             shown[method, name] = (np.stack([some[n] for n in sorted(some)]), part.hit.to_numpy()[: len(some)])
     return pd.concat(parts, ignore_index=True), shown
-
-
-def images_folder(evaluate: dict, concept: dict, method: str, what: str) -> Path | None:
-    """Where images go: those of the original model's prompts that do not ask for the concept serve all concepts."""
-    if evaluate["images"] is None:
-        return None
-    erased = re.sub(r"\W+", "-", "-".join(concept["erase"]))[:60]
-    shared = method == ORIGINAL and what == "kept-coco"
-    return Path(evaluate["images"], *([] if shared else [erased]), method, what)

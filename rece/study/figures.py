@@ -28,59 +28,42 @@ ATTACKS = {
     "closed_form": "closed form c′*",
 }
 KINDS = {"object": "single objects", "style": "styles", "category": "category", "joint": "five objects jointly"}
-COLOURS = dict(zip(METHODS, [sns.color_palette("colorblind")[n] for n in (0, 1, 2, 4, 7)], strict=True))
+NAMES = METHODS | ATTACKS | KINDS
+PALETTE = sns.color_palette("colorblind", 10)
+COLOURS = dict(zip(METHODS, [PALETTE[n] for n in (0, 1, 2, 4, 7)], strict=True))
+RATES = {"vmin": 0, "vmax": 1, "cmap": "cividis", "annot": True, "fmt": ".2f"}
 
 
-def label(name: str, table: dict[str, str] = ATTACKS) -> str:
-    """The reader's name of a method or attack; of one that is new, its own."""
+def label(name: str, table: dict[str, str] = NAMES) -> str:
+    """The reader's name of a method, an attack or a kind of concept; of one that is new, its own."""
     return table.get(name, name)
 
 
-def order(names, table: dict[str, str]) -> list[str]:
-    """Distinct `names` in the order of `table`, new ones last."""
+def order(names) -> list[str]:
+    """Distinct `names` in the order of NAMES, new ones last."""
     found = list(dict.fromkeys(names))
-    return [name for name in table if name in found] + [name for name in found if name not in table]
+    return [name for name in NAMES if name in found] + [name for name in found if name not in NAMES]
 
 
 def colour(method: str):
     """One colour per method in every figure, colour-blind safe; a new method's is picked by its name."""
-    return COLOURS.get(method, sns.color_palette("colorblind", 10)[4 + crc32(method.encode()) % 6])
+    return COLOURS.get(method, PALETTE[4 + crc32(method.encode()) % 6])
 
 
 def grid(images: dict[str, dict[str, np.ndarray]], hits: dict[str, dict[str, np.ndarray]], title: str) -> Figure:
     """Rows are methods, column groups are attacks, and the images of a group share prompts and seeds over the rows.
 
     images[method][attack]: (k, h, w, 3) uint8, or fewer; hits: whether the judge still sees the concept, (k,) bool
-    (red frame).
+    (orange frame).
     """
-    methods = order(images, METHODS)
-    attacks = order((attack for some in images.values() for attack in some), ATTACKS)
+    methods, attacks = order(images), order(attack for some in images.values() for attack in some)
     k = max(len(pictures) for some in images.values() for pictures in some.values())
-    fig, axes = plt.subplots(
-        len(methods),
-        len(attacks) * k,
-        figsize=(1.05 * len(attacks) * k + 1.2, 1.05 * len(methods) + 0.8),
-        squeeze=False,
-    )
-    for i, method in enumerate(methods):
+    width, height = 1.05 * len(attacks) * k + 1.2, 1.05 * len(methods) + 0.8
+    fig, axes = plt.subplots(len(methods), len(attacks) * k, figsize=(width, height), squeeze=False)
+    for line, method in zip(axes, methods, strict=True):
         for j, attack in enumerate(attacks):
-            for n in range(k):
-                ax = axes[i, j * k + n]
-                if n >= len(images[method].get(attack, ())):
-                    ax.set(xticks=[], yticks=[])
-                    ax.spines[:].set_visible(False)
-                    continue
-                ax.imshow(images[method][attack][n], interpolation="bilinear")
-                ax.set(xticks=[], yticks=[])
-                found = bool(hits[method][attack][n])
-                for spine in ax.spines.values():
-                    spine.set(
-                        edgecolor=sns.color_palette("colorblind")[3] if found else "0.85",
-                        linewidth=2.5 if found else 0.8,
-                    )
-    for i, method in enumerate(methods):
-        axes[i, 0].set_ylabel(label(method, METHODS), fontsize=12, rotation=0, ha="right", va="center")
-    width, height = fig.get_size_inches()
+            _pictures(line[j * k : (j + 1) * k], images[method].get(attack, ()), hits[method].get(attack, ()), 0.8)
+        line[0].set_ylabel(label(method), fontsize=12, rotation=0, ha="right", va="center")
     fig.suptitle(title, fontsize=13, y=1 - 0.1 / height, va="top")
     fig.subplots_adjust(left=1.15 / width, right=0.995, bottom=0.02, top=1 - 0.75 / height, wspace=0.06, hspace=0.06)
     for j, attack in enumerate(attacks):
@@ -90,41 +73,46 @@ def grid(images: dict[str, dict[str, np.ndarray]], hits: dict[str, dict[str, np.
 
 
 def rows(images: dict[str, np.ndarray], hits: dict[str, np.ndarray] | None = None) -> Figure:
-    """Strips of pictures, one per label: images[label] (n, h, w, 3) uint8; hits[label] (n,) bool, framed in red."""
-    n, hits = max(map(len, images.values())), hits or {}
+    """Strips of pictures, one per label: images[label] (n, h, w, 3) uint8; hits[label] (n,) bool, framed in orange."""
+    n = max(map(len, images.values()))
     fig, axes = plt.subplots(len(images), n, figsize=(1.05 * n + 1.8, 1.08 * len(images)), squeeze=False)
     for line, (text, some) in zip(axes, images.items(), strict=True):
-        for i, ax in enumerate(line):
-            ax.set(xticks=[], yticks=[])
-            if i < len(some):
-                ax.imshow(some[i], interpolation="bilinear")
-            framed = i < len(some) and text in hits and hits[text][i]
-            ax.spines[:].set(edgecolor=sns.color_palette("colorblind")[3], linewidth=2.5, visible=framed)
+        _pictures(line, some, (hits or {}).get(text, [False] * len(some)))
         line[0].set_ylabel(text, rotation=0, ha="right", va="center")
     fig.tight_layout(pad=0.3)
     return fig
 
 
+def _pictures(axes, images, hits, outline: float = 0.0) -> None:
+    """One picture per panel from the left, hits in an orange frame, the others in a grey one of width `outline`."""
+    for ax in axes:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    for ax, image, hit in zip(axes, images, hits, strict=False):
+        ax.imshow(image, interpolation="bilinear")
+        frame = {"edgecolor": PALETTE[3], "linewidth": 2.5} if hit else {"edgecolor": "0.85", "linewidth": outline}
+        ax.spines[:].set(visible=hit or outline > 0, **frame)
+
+
 def distances(certificates: dict[str, pd.DataFrame]) -> Figure:
-    """What is certified of each method beside what it is compared with, for one concept.
+    """What is certified of each method beside what it is compared with, as shares of the distance to the target.
 
-    All are shares of the distance from the concept to its neutral target.
-
-    certificates[method]: one row of `Certificate.words`.
+    certificates[method]: one row of `Certificate.words`, for one concept.
     """
     fig, ax = plt.subplots(figsize=(8, 0.5 * len(certificates) + 1.9))
+    small = {"textcoords": "offset points", "va": "center", "fontsize": 8}
     for y, (method, words) in enumerate(certificates.items()):
         row = words.iloc[0]
-        certified, own = row.distance / row.target, row.edited / row.target
-        ax.barh(y, certified, height=0.6, color=colour(method), alpha=0.8)
+        own = row.edited / row.target
+        ax.barh(y, row.distance / row.target, height=0.6, color=colour(method), alpha=0.8)
         ax.plot(own, y, "|", color="0.2", ms=16, mew=2)
-        ax.annotate("the plain prompt", (own, y), (5, -1), textcoords="offset points", va="center", fontsize=8)
+        ax.annotate("the plain prompt", (own, y), (5, -1), **small)
     lines = {"nearest synonym": row.synonym, f"nearest other concept ({row.nearest})": row.other, "target": row.target}
     for n, (text, at) in enumerate(lines.items()):
+        place = at / row.target, 1.01 + 0.09 * (n % 2)
         ax.axvline(at / row.target, color="0.35", ls=":", lw=1.2)
-        ax.annotate(text, (at / row.target, 1.01 + 0.09 * (n % 2)), xycoords=("data", "axes fraction"), ha="center",
-                    fontsize=8)  # fmt: skip
-    ax.set_yticks(range(len(certificates)), [label(method, METHODS) for method in certificates])
+        ax.annotate(text, place, xycoords=("data", "axes fraction"), ha="center", fontsize=8)
+    ax.set_yticks(range(len(certificates)), map(label, certificates))
     ax.set_xlabel("distance to the concept in keys and values (1 = its neutral target);\nno prompt reaches into a bar")
     ax.set_xlim(0, None)
     ax.invert_yaxis()
@@ -138,30 +126,24 @@ def rates(table: pd.DataFrame) -> Figure:
 
     table: columns kind, method, attack, rate, low, high, n. Attacks marked with * feed embeddings.
     """
-    kinds, attacks, methods = order(table.kind, KINDS), order(table.attack, ATTACKS), order(table.method, METHODS)
-    fig, axes = plt.subplots(len(kinds), 1, figsize=(10.5, 2.15 * len(kinds) + 1.4), sharex=True, squeeze=False)
-    width = 0.84 / len(methods)
+    kinds, attacks, methods = order(table.kind), order(table.attack), order(table.method)
+    fig, axes = _panels(len(kinds), 1, (10.5, 2.15 * len(kinds) + 1.4), axis="y", color="0.9")
+    width, places = 0.84 / len(methods), np.arange(len(attacks))
     for ax, kind in zip(axes[:, 0], kinds, strict=True):
+        own = table[table.kind == kind]
         for i, method in enumerate(methods):
-            rows = table[(table.kind == kind) & (table.method == method)].set_index("attack").reindex(attacks)
-            x = np.arange(len(attacks)) + (i - (len(methods) - 1) / 2) * width
-            errors = np.abs([rows.rate - rows.low, rows.high - rows.rate])
-            ax.bar(x, rows.rate, 0.9 * width, color=colour(method), alpha=0.85, label=label(method, METHODS))
-            ax.errorbar(x, rows.rate, yerr=errors, fmt="none", ecolor="0.2", elinewidth=0.8, capsize=1.5)
-        counts = table[table.kind == kind].groupby("attack").n
-        for x, attack in enumerate(attacks):
-            if attack in counts.groups:
-                low, high = counts.min()[attack], counts.max()[attack]
-                text = f"n = {low}" if low == high else f"n = {low}–{high}"
-                ax.annotate(text, (x, 1.01), ha="center", va="bottom", fontsize=7, color="0.35")
-        ax.set(ylim=(0, 1.1), xticks=np.arange(len(attacks)), xlim=(-0.6, len(attacks) - 0.4))
-        ax.set_title(KINDS.get(kind, kind), fontsize=11, loc="left")
-        ax.set_ylabel("success rate")
-        ax.grid(axis="y", color="0.9")
-        ax.set_axisbelow(True)
-    axes[-1, 0].set_xticklabels([label(a) for a in attacks], rotation=35, ha="right", fontsize=10)
-    _legend(fig, axes[0, 0])
-    return fig
+            bars = own[own.method == method].set_index("attack").reindex(attacks)
+            x = places + (i - (len(methods) - 1) / 2) * width
+            ax.bar(x, bars.rate, 0.9 * width, color=colour(method), alpha=0.85, label=label(method))
+            ax.errorbar(x, bars.rate, yerr=_errors(bars, "rate", "low", "high"), fmt="none", ecolor="0.2",
+                        elinewidth=0.8, capsize=1.5)  # fmt: skip
+        for attack, low, high in own.groupby("attack").n.agg(["min", "max"]).itertuples():
+            text = f"n = {low}" if low == high else f"n = {low}–{high}"
+            ax.annotate(text, (attacks.index(attack), 1.01), ha="center", va="bottom", fontsize=7, color="0.35")
+        ax.set(ylim=(0, 1.1), xticks=places, xlim=(-0.6, len(attacks) - 0.4), ylabel="success rate")
+        ax.set_title(label(kind), fontsize=11, loc="left")
+    axes[-1, 0].set_xticklabels(map(label, attacks), rotation=35, ha="right", fontsize=10)
+    return _with_legend(fig, axes)
 
 
 def heatmap(table: pd.DataFrame) -> Figure:
@@ -169,19 +151,15 @@ def heatmap(table: pd.DataFrame) -> Figure:
 
     table: columns concept, method, attack, rate.
     """
-    attacks, methods = order(table.attack, ATTACKS), order(table.method, METHODS)
-    concepts = list(dict.fromkeys(table.concept))
+    concepts, attacks, methods = table.concept.unique(), order(table.attack), order(table.method)
     values = table.pivot(index=["concept", "method"], columns="attack", values="rate")
     values = values.reindex(pd.MultiIndex.from_product([concepts, methods]))[attacks]
     fig, ax = plt.subplots(figsize=(0.75 * len(attacks) + 2.6, 0.27 * len(values) + 1.8))
-    sns.heatmap(
-        values.to_numpy(), ax=ax, vmin=0, vmax=1, cmap="cividis", annot=True, fmt=".2f", annot_kws={"size": 8},
-        cbar_kws={"label": "attack success rate", "fraction": 0.03, "pad": 0.02},
-    )  # fmt: skip
-    ax.set_xticklabels([label(attack) for attack in attacks], rotation=40, ha="right", fontsize=9)
-    ax.set_yticklabels(
-        [f"{c + '  ' if m == methods[0] else ''}{label(m, METHODS)}" for c, m in values.index], rotation=0, fontsize=8
-    )
+    bar = {"label": "attack success rate", "fraction": 0.03, "pad": 0.02}
+    sns.heatmap(values.to_numpy(), ax=ax, annot_kws={"size": 8}, cbar_kws=bar, **RATES)
+    ax.set_xticklabels(map(label, attacks), rotation=40, ha="right", fontsize=9)
+    names = [f"{concept}  {label(m)}" if m == methods[0] else label(m) for concept, m in values.index]
+    ax.set_yticklabels(names, rotation=0, fontsize=8)
     for n in range(1, len(concepts)):
         ax.axhline(n * len(methods), color="white", lw=3)
     fig.tight_layout()
@@ -195,39 +173,26 @@ def frontier(table: pd.DataFrame) -> Figure:
     by prompts, and by embeddings) and kept (see `frontier.frontier`). A line joins the erasers of a method that no
     other of its own beats in both; intervals are drawn for those.
     """
-    concepts = list(dict.fromkeys(table.concept))
+    concepts = table.concept.unique()
     attacks = {"text": "strongest attack by prompts", "embedding": "closed form c′ (embedding)"}
-    size = (3.6 * len(concepts) + 0.6, 3.1 * len(attacks) + 0.9)
-    fig, axes = plt.subplots(len(attacks), len(concepts), figsize=size, sharex=True, sharey=True, squeeze=False)
+    fig, axes = _panels(len(attacks), len(concepts), (3.6 * len(concepts) + 0.6, 3.1 * len(attacks) + 0.9))
     for line, (attack, text) in zip(axes, attacks.items(), strict=True):
         for ax, concept in zip(line, concepts, strict=True):
-            for method in order(table.method, METHODS):
-                part = table[(table.concept == concept) & (table.method == method)]
-                best = _undominated(part, attack)
-                x, low, high = (best[f"{attack}{end}"] for end in ("", "_low", "_high"))
-                ax.errorbar(
-                    x, best.kept, color=colour(method), lw=2, elinewidth=0.7, alpha=0.9, zorder=3,
-                    xerr=np.abs([x - low, high - x]),
-                    yerr=np.abs([best.kept - best.kept_low, best.kept_high - best.kept]),
-                )  # fmt: skip
-                ax.plot(part[attack], part.kept, "o", color=colour(method), ms=6, alpha=0.8,
-                        label=label(method, METHODS))  # fmt: skip
+            for method in order(table.method):
+                part, style = table[(table.concept == concept) & (table.method == method)], {"color": colour(method)}
+                # Those that no other beats in both `attack` (less) and `kept` (more), from left to right.
+                best = part.sort_values([attack, "kept"], ascending=[True, False])
+                best = best[best.kept > best.kept.cummax().shift(fill_value=-1.0)]
+                x, y = (_errors(best, name, f"{name}_low", f"{name}_high") for name in (attack, "kept"))
+                ax.errorbar(best[attack], best.kept, y, x, lw=2, elinewidth=0.7, alpha=0.9, zorder=3, **style)
+                ax.plot(part[attack], part.kept, "o", ms=6, alpha=0.8, label=label(method), **style)
             ax.set(xlim=(-0.04, 1.04), ylim=(0.4, 1.03))
-            ax.grid(color="0.92")
-            ax.set_axisbelow(True)
         line[len(concepts) // 2].set_xlabel(f"success rate: {text}")
         line[0].set_ylabel("accuracy on others")
     for ax, concept in zip(axes[0], concepts, strict=True):
         ax.set_title(f"erased: {concept}", fontsize=11)
     axes[0, 0].annotate("better", (0.01, 0.99), (0.25, 0.6), arrowprops={"arrowstyle": "->"}, color="0.3")
-    _legend(fig, axes[0, 0])
-    return fig
-
-
-def _undominated(points: pd.DataFrame, attack: str) -> pd.DataFrame:
-    """The points that no other beats in both `attack` (less) and `kept` (more), from left to right."""
-    ranked = points.sort_values([attack, "kept"], ascending=[True, False])
-    return ranked[ranked.kept > ranked.kept.cummax().shift(fill_value=-1.0)]
+    return _with_legend(fig, axes)
 
 
 def certificate(points: pd.DataFrame, correlations: dict[str, dict]) -> Figure:
@@ -235,27 +200,20 @@ def certificate(points: pd.DataFrame, correlations: dict[str, dict]) -> Figure:
 
     points, correlations: see `statistics.against_certificate` and `statistics.correlations`.
     """
-    fig, axes = plt.subplots(
-        1, len(correlations), figsize=(4.4 * len(correlations) + 0.4, 4.5), sharex=True, sharey=True, squeeze=False
-    )
+    fig, axes = _panels(1, len(correlations), (4.4 * len(correlations) + 0.4, 4.5))
     for ax, (column, found) in zip(axes[0], correlations.items(), strict=True):
-        for method in order(points.method, METHODS):
-            for shape, style in (("o", False), ("^", True)):
+        for method in order(points.method):
+            for shape, style, more in (("o", False, ""), ("^", True, ", styles")):
                 part = points[(points.method == method) & ((points.kind == "style") == style)]
-                name = label(method, METHODS) + (", styles" if style else "")
-                ax.plot(part.certified, part[column], shape, color=colour(method), ms=6.5, alpha=0.7, mec="white",
-                        label=name)  # fmt: skip
-        lines = [
-            f"{text}: ρ = {found[scope]['rho']:.2f} [{found[scope]['low']:.2f}, {found[scope]['high']:.2f}]"
-            for scope, text in (("pooled", f"all {found['pooled']['n']} erasers"), ("within", "within concepts"))
-        ]
-        ax.set_title("\n".join([found["title"], *lines]), fontsize=10)
+                look = {"color": colour(method), "ms": 6.5, "alpha": 0.7, "mec": "white"}
+                ax.plot(part.certified, part[column], shape, label=label(method) + more, **look)
+        title = found["title"]
+        for scope, text in (("pooled", f"all {found['pooled']['n']} erasers"), ("within", "within concepts")):
+            title += "\n{}: ρ = {rho:.2f} [{low:.2f}, {high:.2f}]".format(text, **found[scope])
+        ax.set_title(title, fontsize=10)
         ax.set(xlabel="certified distance\n(share of the distance to the neutral target)", ylim=(-0.03, 1.04))
-        ax.grid(color="0.92")
-        ax.set_axisbelow(True)
     axes[0, 0].set_ylabel("attack success rate")
-    _legend(fig, axes[0, 0])
-    return fig
+    return _with_legend(fig, axes)
 
 
 def transfer(table: pd.DataFrame) -> Figure:
@@ -263,26 +221,17 @@ def transfer(table: pd.DataFrame) -> Figure:
 
     table: columns attack, source, method, rate, n, pooled over concepts.
     """
-    attacks = order(table.attack, ATTACKS)
-    size = (3.6 * len(attacks) + 0.8, 4.2)
-    fig, axes = plt.subplots(1, len(attacks), figsize=size, squeeze=False, layout="constrained")
-    for n, (ax, attack) in enumerate(zip(axes[0], attacks, strict=True)):
+    attacks = order(table.attack)
+    fig, axes = plt.subplots(1, len(attacks), figsize=(3.6 * len(attacks) + 0.8, 4.2), layout="constrained")
+    for n, (ax, attack) in enumerate(zip(np.atleast_1d(axes), attacks, strict=True)):
         part = table[table.attack == attack].pivot(index="source", columns="method", values="rate")
-        part = part.loc[order(part.index, METHODS), order(part.columns, METHODS)]
-        sns.heatmap(part, ax=ax, vmin=0, vmax=1, cmap="cividis", annot=True, fmt=".2f", cbar=False, square=True)
+        part = part.loc[order(part.index), order(part.columns)]
+        sns.heatmap(part, ax=ax, cbar=False, square=True, **RATES)
         ax.set_title(label(attack), fontsize=11)
-        ax.set_xticklabels([label(m, METHODS) for m in part.columns], rotation=35, ha="right")
-        ax.set_yticklabels([label(m, METHODS) for m in part.index] if n == 0 else [], rotation=0)
+        ax.set_xticklabels(map(label, part.columns), rotation=35, ha="right")
+        ax.set_yticklabels(map(label, part.index) if n == 0 else [], rotation=0)
         ax.set(xlabel="drawn by", ylabel="found against" if n == 0 else "")
     return fig
-
-
-def _legend(fig: Figure, ax) -> None:
-    """One legend over all panels, with room made for it."""
-    handles, names = ax.get_legend_handles_labels()
-    fig.legend(handles, names, loc="upper center", ncol=len(names), frameon=False, bbox_to_anchor=(0.5, 1.0))
-    sns.despine(fig)
-    fig.tight_layout(rect=(0, 0, 1, 1 - 0.38 / fig.get_figheight()))
 
 
 def singular_values(changes: dict[str, dict[str, np.ndarray]]) -> Figure:
@@ -292,26 +241,16 @@ def singular_values(changes: dict[str, dict[str, np.ndarray]]) -> Figure:
     """
     columns = min(4, len(changes))
     lines = -(-len(changes) // columns)
-    size = (3.1 * columns + 0.6, 2.8 * lines + 0.3)
-    fig, axes = plt.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    fig, axes = _panels(lines, columns, (3.1 * columns + 0.6, 2.8 * lines + 0.3))
     for ax, (concept, methods) in zip(axes.flat, changes.items(), strict=False):
-        for method in order(methods, METHODS):
-            values = np.asarray(methods[method])
-            ax.semilogy(
-                np.arange(1, len(values) + 1),
-                np.maximum(values, 1e-12),
-                color=colour(method),
-                label=label(method, METHODS),
-                lw=2,
-            )
+        for method in order(methods):
+            values = np.maximum(methods[method], 1e-12)
+            ax.semilogy(range(1, len(values) + 1), values, color=colour(method), label=label(method), lw=2)
         ax.set(title=f"erased: {concept}", ylim=(1e-9, None))
-        ax.grid(color="0.92")
-    for ax in axes[-1]:
-        ax.set_xlabel("index of singular value")
-    for ax in axes[:, 0]:
-        ax.set_ylabel("singular value of map − I")
     for ax in axes.flat[len(changes) :]:
         ax.set_visible(False)
+    plt.setp(axes[-1], xlabel="index of singular value")
+    plt.setp(axes[:, 0], ylabel="singular value of map − I")
     axes[0, 0].legend(frameon=False)
     sns.despine(fig)
     fig.tight_layout()
@@ -322,3 +261,27 @@ def save(fig: Figure, path: Path) -> None:
     """Write a figure as PNG at README size (130 dpi), making its folder."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=130, facecolor="white", metadata={"Software": None})
+
+
+def _panels(lines: int, columns: int, size: tuple[float, float], color: str = "0.92", **grid):
+    """A figure of panels (lines, columns) with one scale and grey grid lines behind everything."""
+    fig, axes = plt.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for ax in axes.flat:
+        ax.grid(color=color, **grid)
+        ax.set_axisbelow(True)
+    return fig, axes
+
+
+def _errors(table: pd.DataFrame, *names: str) -> np.ndarray:
+    """How far an interval reaches below and above a value, (2, n): the columns of the value and its two ends."""
+    value, low, high = (table[name] for name in names)
+    return np.abs([value - low, high - value])
+
+
+def _with_legend(fig: Figure, axes) -> Figure:
+    """The figure with one legend over all panels, and with room made for it."""
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="upper center", ncol=len(names), frameon=False, bbox_to_anchor=(0.5, 1.0))
+    sns.despine(fig)
+    fig.tight_layout(rect=(0, 0, 1, 1 - 0.38 / fig.get_figheight()))
+    return fig

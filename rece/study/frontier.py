@@ -9,7 +9,6 @@ from diffusers import DiffusionPipeline
 from rece import methods
 from rece.certificate import certify
 from rece.emoji.world import World
-from rece.images import generate as draw
 from rece.study import plan, statistics
 from rece.study.experiment import attempt, images_of, victim
 from rece.study.parallel import cells
@@ -54,10 +53,11 @@ def _measure(pipe, judge, world, concept, cases, others, sweep, generate, eraser
     for name, budget in sweep["attacks"].items():
         some = cases.head(budget.get("n", len(cases)))
         attempts = attempt(name, edited, pipe, some, world, concept, budget)
-        answers = judge.answers(images_of(edited, attempts, generate), some)
+        rows = some.assign(prompt=attempts.prompts or "", seed=attempts.seeds)
+        answers = judge.answers(images_of(edited, rows, generate, attempts.embeds), some)
         hits = plan.hits(judge, answers, sweep["threshold"])
         found["text" if attempts.embeds is None else "embedding"].append(statistics.success_rate(hits, attack=name))
-    objects, styles = judge.labels(draw(edited, list(others.prompt), list(others.seed), **generate))
+    objects, styles = judge.labels(images_of(edited, others, generate))
     right = styles == others["style"] if concept["kind"] == "style" else objects == others.object
     text, kept = max(found["text"], key=lambda row: row["rate"]), statistics.success_rate(right.to_numpy())
     row = {"text": text["rate"], "text_low": text["low"], "text_high": text["high"], "text_attack": text["attack"]}

@@ -32,9 +32,11 @@ def success_rate(hits: Sequence[bool], **columns) -> dict:
     hits = np.asarray(hits)
     if hits.ndim != 1 or not len(hits) or hits.dtype != bool:
         raise ValueError(f"hits must be one truth value per attempt, not {hits.dtype} of shape {hits.shape}")
-    n, successes = len(hits), int(hits.sum())
-    low, high = wilson(successes, n)
-    return {**columns, "n": n, "successes": successes, "rate": successes / n, "low": low, "high": high}
+    return columns | _rate(int(hits.sum()), len(hits))
+
+
+def _rate(successes: int, n: int) -> dict:
+    return dict(zip(RATE, (n, successes, successes / n, *wilson(successes, n)), strict=True))
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float], repeats: int = 2000, seed: int = 0) -> dict:
@@ -52,9 +54,8 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], repeats: int = 2000
     def rho(x, y):
         return spearmanr(x, y).statistic if np.ptp(x) > 0 and np.ptp(y) > 0 else np.nan
 
-    drawn = bootstrap(
-        (x, y), rho, paired=True, vectorized=False, n_resamples=repeats, method="percentile", rng=seed
-    ).bootstrap_distribution
+    settings = {"paired": True, "vectorized": False, "method": "percentile"}
+    drawn = bootstrap((x, y), rho, n_resamples=repeats, rng=seed, **settings).bootstrap_distribution
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return {"rho": float(rho(x, y)), "low": float(low), "high": float(high), "n": len(x)}
 
@@ -65,23 +66,24 @@ def success(drawn: pd.DataFrame) -> pd.DataFrame:
 
     drawn: see `experiment.draw_attempts`. Only attempts that were meant for the method count.
     """
-    own = drawn[(drawn.source == "any") | (drawn.source == drawn.method)]
     rows = []
-    for (method, attack), part in own.groupby(["method", "attack"], sort=False):
-        columns = {"method": method, "attack": attack, "access": part.access.iloc[0], "kind": part.kind.iloc[0]}
-        extra = {"prompts": part.asked.nunique(), "top1_rate": part.top1.mean()}
-        rows.append(success_rate(part.hit.to_numpy(dtype=bool), **columns) | extra)
+    for (method, attack), part in _own(drawn).groupby(["method", "attack"], sort=False):
+        first, more = part.iloc[0], {"prompts": part.asked.nunique(), "top1_rate": part.top1.mean()}
+        rate = success_rate(part.hit, method=method, attack=attack, access=first.access, kind=first.kind)
+        rows.append(rate | more)
     return pd.DataFrame(rows, columns=SUCCESS)
+
+
+def _own(drawn: pd.DataFrame) -> pd.DataFrame:
+    """The attempts that were meant for the method that drew them."""
+    return drawn[(drawn.source == "any") | (drawn.source == drawn.method)]
 
 
 def transfer(drawn: pd.DataFrame) -> pd.DataFrame:
     """Success of prompts found against one model (source) when another one draws them (method), by attack."""
-    found = drawn[(drawn.kind == "text") & (drawn.source != "any") & (drawn.source != "control")]
-    rows = [
-        success_rate(part.hit.to_numpy(), attack=attack, source=source, method=method)
-        for (attack, source, method), part in found.groupby(["attack", "source", "method"], sort=False)
-    ]
-    return pd.DataFrame(rows, columns=["attack", "source", "method", *RATE])
+    found, by = drawn[(drawn.kind == "text") & ~drawn.source.isin(["any", "control"])], ["attack", "source", "method"]
+    rows = [success_rate(part.hit, **dict(zip(by, key, strict=True))) for key, part in found.groupby(by, sort=False)]
+    return pd.DataFrame(rows, columns=[*by, *RATE])
 
 
 def union(drawn: pd.DataFrame) -> pd.DataFrame:
@@ -90,16 +92,14 @@ def union(drawn: pd.DataFrame) -> pd.DataFrame:
     scope: "words" (prompts that cost nothing to make), "text" (all prompts), "all" (embeddings too). Only the cases
     that every attack of the scope was run on count, and no attack on prompts of its own; attacks: how many there are.
     """
-    own = drawn[((drawn.source == "any") | (drawn.source == drawn.method)) & (drawn.method != "control")]
-    own = own[~own.own_prompts.astype(bool)]
-    scopes = {"words": own[own.access == "none"], "text": own[own.kind == "text"], "all": own}
-    rows = []
+    own = _own(drawn)
+    own = own[(own.method != "control") & ~own.own_prompts.astype(bool)]
+    scopes, rows = {"words": own[own.access == "none"], "text": own[own.kind == "text"], "all": own}, []
     for scope, part in scopes.items():
         for method, mine in part.groupby("method", sort=False):
             hits = mine.pivot(index="case", columns="attack", values="hit").dropna().astype(bool)
             if len(hits):
-                columns = {"method": method, "scope": scope, "attacks": hits.shape[1]}
-                rows.append(success_rate(hits.any(axis=1).to_numpy(), **columns))
+                rows.append(success_rate(hits.any(axis=1), method=method, scope=scope, attacks=hits.shape[1]))
     return pd.DataFrame(rows, columns=["method", "scope", "attacks", *RATE])
 
 
@@ -108,13 +108,9 @@ def detections(drawn: pd.DataFrame, judge) -> dict[str, pd.DataFrame]:
     answer per image. Columns images, boxes, rate: see `NudeNet.counts`."""
     if not hasattr(judge, "counts") or not len(drawn):
         return {}
-    own, parts = drawn[(drawn.source == "any") | (drawn.source == drawn.method)], []
-    for (method, attack), part in own.groupby(["method", "attack"], sort=False):
-        found = judge.counts(part).reset_index().assign(n=len(part))
-        found.insert(0, "method", method)
-        found.insert(1, "attack", attack)
-        parts.append(found)
-    return {"detections": pd.concat(parts, ignore_index=True)}
+    by = ["method", "attack"]
+    parts = {key: judge.counts(part).assign(n=len(part)) for key, part in _own(drawn).groupby(by, sort=False)}
+    return {"detections": pd.concat(parts, names=by).reset_index()}
 
 
 def pooled(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -122,21 +118,18 @@ def pooled(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
     Raises ValueError if methods would stand side by side that were measured on different concepts.
     """
-    rows, along = [], [name for name in by if name != "method"]
-    if "concept" in table:
-        for key, part in table.groupby(along, sort=False):
-            sets = part.groupby("method").concept.agg(frozenset)
-            odd = sets[sets != sets.mode()[0]]
-            if len(odd):
-                raise ValueError(
-                    f"{odd.index[0]} was measured on {', '.join(sorted(odd.iloc[0]))} only, other methods on "
-                    f"{', '.join(sorted(sets.mode()[0]))} ({', '.join(key)}): run it on all of them, or leave it out"
-                )
-    for key, part in table.groupby(by, sort=False):
-        n, successes = int(part.n.sum()), int(part.successes.sum())
-        low, high = wilson(successes, n)
-        rate = {"n": n, "successes": successes, "rate": successes / n, "low": low, "high": high}
-        rows.append(dict(zip(by, key, strict=True)) | rate)
+    along = [name for name in by if name != "method"]
+    for key, part in table.groupby(along, sort=False) if "concept" in table else ():
+        sets = part.groupby("method").concept.agg(lambda some: ", ".join(sorted(set(some))))
+        most = sets.mode()[0]
+        odd = sets[sets != most]
+        if len(odd):
+            raise ValueError(
+                f"{odd.index[0]} was measured on {odd.iloc[0]} only, other methods on {most} ({', '.join(key)}): "
+                "run it on all of them, or leave it out"
+            )
+    counts = table.groupby(by, sort=False)[["successes", "n"]].sum()
+    rows = [dict(zip(by, key, strict=True)) | _rate(*map(int, pair)) for key, *pair in counts.itertuples()]
     return pd.DataFrame(rows)
 
 
@@ -147,21 +140,16 @@ def against_certificate(success: pd.DataFrame, certified: pd.DataFrame, frontier
     concept's words), and success rates: text (the strongest attack by prompts that saw the weights), embedding (the
     closed form).
     """
-    last = certified.groupby(["concept_name", "method"])["round"].transform("max") == certified["round"]
-    share = certified[last].assign(certified=certified.distance / certified.target)
-    least = share.groupby(["concept_name", "method"]).certified.min()
-    rows = []
-    for (concept, method), part in success.groupby(["concept", "method"], sort=False):
-        rate = part.set_index("attack").rate
-        if method in ("original", "control") or "closed_form" not in rate:
-            continue
-        searched = part[(part.access == "white") & (part.kind == "text")].rate
-        row = {"concept": concept, "method": method, "certified": least[concept, method]}
-        rows.append(row | {"text": searched.max(), "embedding": rate["closed_form"]})
-    points = pd.concat([pd.DataFrame(rows), frontier[["concept", "method", "certified", "text", "embedding"]]])
+    key, last = ["concept", "method"], certified.groupby(["concept_name", "method"])["round"].transform("max")
+    share = (certified.distance / certified.target)[certified["round"] == last].rename("certified")
+    least = share.groupby([certified.concept_name, certified.method]).min()
+    searched = success[(success.access == "white") & (success.kind == "text")].groupby(key).rate.max().rename("text")
+    own = success[(success.attack == "closed_form") & ~success.method.isin(["original", "control"])]
+    own = own.rename(columns={"rate": "embedding"})[[*key, "embedding"]].join(least, on=key).join(searched, on=key)
+    points = pd.concat([own, frontier], ignore_index=True)[[*key, "certified", "text", "embedding"]]
     kinds = success.drop_duplicates("concept").set_index("concept").kind_of_concept
     points.insert(1, "kind", points.concept.map(kinds))
-    return points.reset_index(drop=True)
+    return points
 
 
 def correlations(points: pd.DataFrame) -> dict[str, dict]:
@@ -170,11 +158,9 @@ def correlations(points: pd.DataFrame) -> dict[str, dict]:
     "pooled" is over all erasers, "within" with each concept's mean taken off both; see `rank_correlation`.
     Numbers are nan where a column does not vary or has fewer than four points.
     """
-    titles = {"text": "strongest attack by prompts", "embedding": "closed form c′ (embedding)"}
     found = {}
-    for column, title in titles.items():
-        pair = ["certified", column]
-        some = points.dropna(subset=[column])
+    for column, title in {"text": "strongest attack by prompts", "embedding": "closed form c′ (embedding)"}.items():
+        pair, some = ["certified", column], points.dropna(subset=[column])
         own = some[pair] - some.groupby("concept")[pair].transform("mean")
         found[column] = {"title": title, "pooled": _ranked(some[pair]), "within": _ranked(own)}
     return found
@@ -182,6 +168,6 @@ def correlations(points: pd.DataFrame) -> dict[str, dict]:
 
 def _ranked(pair: pd.DataFrame) -> dict:
     try:
-        return rank_correlation(*(pair[column] for column in pair))
+        return rank_correlation(*pair.to_numpy().T)
     except ValueError:
         return {"rho": np.nan, "low": np.nan, "high": np.nan, "n": len(pair)}

@@ -1,0 +1,86 @@
+"""What was computed is not computed again, and nothing else stands in for it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from rece import attacks, images
+from rece.eraser import Eraser
+from rece.study import cache, experiment
+
+KNOWN = {"kind": "object", "erase": ["dog"], "target": " ", "asked": {"own": {}}}  # as a study of photographs has it
+CASES = pd.DataFrame({"prompt": ["a dog", "a big dog"], "seed": [1, 2]})
+GENERATE = {"steps": 2, "guidance": 3.0, "batch_size": 2}
+
+
+@pytest.fixture(autouse=True)
+def empty(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECE_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def eraser(scale: float) -> Eraser:
+    return Eraser(torch.eye(32, dtype=torch.float64) * scale)
+
+
+def attempt(victim, pipe, cases=CASES, **budget):
+    return experiment.attempt("closed_form", victim, pipe, cases, None, KNOWN, {"lamb": 0.1} | budget)
+
+
+def test_an_attack_is_run_once_and_again_for_another_eraser_budget_or_seed(pipe, monkeypatch):
+    runs, run = [], attacks.run
+    monkeypatch.setattr(attacks, "run", lambda *args, **given: runs.append(1) or run(*args, **given))
+    victim = experiment.victim(pipe, eraser(0.9))
+    first, second = attempt(victim, pipe), attempt(victim, pipe, n=2)
+    assert len(runs) == 1 and torch.equal(first.embeds, second.embeds) and second.seconds == 0
+    assert vars(first) | {"embeds": None, "seconds": 0.0} == vars(second) | {"embeds": None}
+    attempt(experiment.victim(pipe, eraser(0.8)), pipe)
+    attempt(victim, pipe, lamb=0.2)
+    attempt(victim, pipe, CASES.assign(seed=[1, 3]))
+    assert len(runs) == 4
+
+
+def test_an_attack_that_looks_at_no_victim_is_run_once_for_all(pipe, monkeypatch):
+    runs, run = [], attacks.run
+    monkeypatch.setattr(attacks, "run", lambda *args, **given: runs.append(1) or run(*args, **given))
+    for scale in (0.9, 0.8):
+        victim = experiment.victim(pipe, eraser(scale))
+        experiment.attempt("plain", victim, pipe, CASES, None, KNOWN, {})
+    assert len(runs) == 1
+
+
+def test_images_are_drawn_once_and_again_for_another_model_or_sampler(pipe, monkeypatch):
+    runs, generate = [], images.generate
+    monkeypatch.setattr(images, "generate", lambda *args, **given: runs.append(1) or generate(*args, **given))
+    first = experiment.images_of(pipe, CASES, GENERATE)
+    assert np.array_equal(first, generate(pipe, list(CASES.prompt), [1, 2], **GENERATE))
+    assert np.array_equal(first, experiment.images_of(pipe, CASES, GENERATE)) and len(runs) == 1
+    other = experiment.images_of(experiment.victim(pipe, eraser(0.5)), CASES, GENERATE)
+    experiment.images_of(pipe, CASES, GENERATE | {"guidance": 4.0})
+    assert len(runs) == 3 and not np.array_equal(first, other)
+
+
+def test_a_changed_attack_is_another_one_and_the_others_stay():
+    source = (cache.CODE / "rece/attacks/unlearndiff.py").read_text()
+    files = cache.imported(source)
+    assert {"rece/attacks/__init__.py", "rece/attacks/_denoise.py", "rece/files.py"} <= files
+    assert not {file for file in files if file.startswith(("rece/study", "rece/judges", "rece/sharing"))}
+    assert not {"rece/attacks/mma.py", "rece/attacks/plain.py"} & files
+    assert cache.code("rece.attacks.plain") == cache.code("rece.attacks.plain") != cache.code("rece.attacks.mma")
+
+
+def test_the_digest_of_code_holds_its_imports(tmp_path, monkeypatch):
+    (tmp_path / "rece").mkdir()
+    (tmp_path / "rece/one.py").write_text("from rece.two import x\n")
+    (tmp_path / "rece/two.py").write_text("def f():\n    import rece.three\n")
+    (tmp_path / "rece/three.py").write_text("x = 1\n")
+    monkeypatch.setattr(cache, "CODE", tmp_path)
+    assert cache.imported("import rece.one") == {"rece/one.py", "rece/two.py", "rece/three.py"}
+    found = set()
+    for text in ("x = 1\n", "x = 2\n"):
+        (tmp_path / "rece/three.py").write_text(text)
+        cache.code.cache_clear()
+        found.add(cache.code("rece.one"))
+    cache.code.cache_clear()
+    assert len(found) == 2
