@@ -1,15 +1,32 @@
-"""No network, one thread (or as many as RECE_TEST_THREADS says), and the tiny pipelines as fixtures."""
+"""No network, one thread (or as many as RECE_TEST_THREADS says), no cache, and what many tests are given."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("RECE_WORKERS", "1")  # so that spies see every call
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import tiny  # noqa: E402
 import torch  # noqa: E402
 
+from rece import images  # noqa: E402
+
 torch.set_num_threads(int(os.environ.get("RECE_TEST_THREADS", "1")))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def session_cache(tmp_path_factory):
+    """The study's cache of a session begins empty, for what fixtures of many tests compute."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path_factory):
+    """The study's cache of each test begins empty."""
+    monkeypatch.setenv("RECE_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture
@@ -22,3 +39,32 @@ def pipe():
 def xl():
     """A fresh tiny Stable Diffusion XL pipeline, float32."""
     return tiny.sdxl()
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    """What is drawn into folders: a row per image with prompt (None if embedded), seed, guidance, width, height."""
+    rows, generate = [], images.generate
+
+    def spying(pipe, prompts=None, *, seeds, **settings):
+        size = settings.get("guidance"), settings.get("width"), settings.get("height")
+        rows.extend((prompt, seed, *size) for prompt, seed in zip(prompts or [None] * len(seeds), seeds, strict=True))
+        return generate(pipe, prompts, seeds, **settings)
+
+    monkeypatch.setattr(images, "generate", spying)
+    return rows
+
+
+@pytest.fixture
+def grey(monkeypatch):
+    """Stands in for the CLIP score: the mean of each image."""
+    monkeypatch.setattr(
+        "rece.judges.scores.clip_score", lambda images, *_, **__: np.concatenate(list(images)).mean((1, 2, 3))
+    )
+
+
+@pytest.fixture
+def squares(monkeypatch):
+    """Stands in for LPIPS: the mean squared difference."""
+    monkeypatch.setattr("torchmetrics.image.lpip._TORCHVISION_AVAILABLE", True)
+    monkeypatch.setattr("torchmetrics.image.lpip._NoTrainLpips", tiny.Squares)

@@ -1,13 +1,12 @@
 """What the repository says about itself: its files, its DVC stages and the notebooks that they run."""
 
-import ast
+import functools
 import json
 import os
 import re
 import shlex
 import subprocess
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import yaml
@@ -15,6 +14,7 @@ from dvc.dependency import ParamsDependency
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
+from rece.study import cache
 from rece.study.run import parser
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +68,7 @@ def _runs(cmd) -> list[Run]:
     return runs
 
 
-@cache
+@functools.cache
 def stages(root: Path = ROOT) -> list[Stage]:
     """All stages of all dvc.yaml files of a DVC project, every matrix item by itself; paths are relative to its root.
 
@@ -110,22 +110,7 @@ def code_of(file: str) -> str:
 
 def imported(file: str) -> list[str]:
     """The files and FOLDERS of rece that a file imports, directly or not, also inside of functions."""
-    todo, found = [file], set()
-    while todo:
-        names = set()
-        for node in ast.walk(ast.parse(code_of(todo.pop()))):
-            if isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                names |= {f"{node.module}.{alias.name}" for alias in node.names}
-        for name in names:
-            parts = name.split(".") if name.startswith("rece") else []
-            for path in ("/".join(parts[:n]) for n in range(1, len(parts) + 1)):
-                files = [
-                    f for f in (f"{path}.py", f"{path}/__init__.py") if parts[0] == "rece" and (ROOT / f).exists()
-                ]
-                if path in FOLDERS:
-                    files = [str(f.relative_to(ROOT)) for f in (ROOT / path).glob("*.py")]
-                todo += [f for f in files if f not in found]
-                found |= set(files)
+    found = cache.imported(code_of(file))
+    for folder in (folder for folder in FOLDERS if any(one.startswith(f"{folder}/") for one in found)):
+        found |= cache.imported("\n".join(module.read_text() for module in (ROOT / folder).glob("*.py")))
     return sorted({next((folder for folder in FOLDERS if f.startswith(f"{folder}/")), f) for f in found})

@@ -2,14 +2,9 @@
 
 import json
 import re
-import runpy
-import subprocess
-import sys
-from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import pandas as pd
 import papermill
@@ -17,32 +12,20 @@ import pytest
 import tiny
 import torch
 import yaml
-from PIL import Image
 from project import PAPER, ROOT, files, stages
 from safetensors.torch import save_file
-from test_judges import IMAGENET, resnet, tiny_clip, vectors
-from test_scores import Means, SquaresForLPIPS
-from torchmetrics.image.fid import FrechetInceptionDistance
-from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from study import GENERATE, SIZES, WORLD, attacked, evaluation, spec_of, write
 
-import rece
 from rece import attacks, judges, methods
-from rece import images as drawing
-from rece.__main__ import main
-from rece.attacks import Attempts
-from rece.emoji import world as worlds
 from rece.images import generate
-from rece.judges.classifier import Classifier
 from rece.sharing.prompts import read
-from rece.study import certified, config, paper, plan, preservation, results, statistics
-from rece.study import experiment as running
+from rece.study import certified, config, experiment, paper, plan, preservation, statistics
 from rece.study.run import run as run_notebook
 
-WORLD = worlds.load()
 PARAMS = config.params(PAPER / "params.yaml")
 SPECS = PARAMS["concept"]
 STAGES = {stage.name: stage for stage in stages(PAPER)}
-PUBLISHED = ROOT.parent / "shared/prompts"
+FORMS = ROOT / "tests/data/prompts"  # a few rows of our own in the form of each published file
 
 
 # Parameters
@@ -123,10 +106,10 @@ def test_images_attacks_and_judges_have_the_published_numbers():
 def test_every_attack_takes_its_keywords_and_knows_what_it_needs():
     for size in ("quick", "full"):
         for name, spec in SPECS.items():
-            budgets = running.budgets(PARAMS["attack"] | {"budget": size}, spec)
+            budgets = experiment.budgets(PARAMS["attack"] | {"budget": size}, spec)
             assert set(budgets) >= {"plain"} | {f"plain_{further}" for further in list(spec["asked"])[1:]}
             for attack, budget in budgets.items():
-                module = running.module(attack, budget)
+                module = experiment.module(attack, budget)
                 known = attacks.budget_items(module)
                 assert set(budget) - {"attack", "n", "asked", "control"} <= set(known), attack
                 if module in ("concept_vector", "ring_a_bell"):
@@ -152,69 +135,9 @@ def test_every_hub_id_is_pinned():
 def test_concepts_are_the_labels_of_the_published_files(name, labels):
     kept = {source["file"] for spec in SPECS.values() for source in spec["kept"].values()}
     assert f"data/paper/prompts/{name}" in kept
-    if not (PUBLISHED / name).exists():
-        pytest.skip(f"{name} is not here")
-    table = read(PUBLISHED / name).table
+    table = read(FORMS / name).table
     assert {label.casefold() for label in table.label} == {label.casefold() for label in labels}
     assert len(set(table.label)) == len(labels)
-
-
-def changed(tmp_path, change):
-    tree = yaml.safe_load((PAPER / "params.yaml").read_text())
-    change(tree)
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(tree))
-    return tmp_path / "mine.yaml"
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda t: t["evaluate"].update(image="x"), "mine.yaml: evaluate: unknown key 'image'"),
-        (lambda t: t["concepts"].append("cats"), "concepts lists 'cats', but concept has no section 'cats'"),
-        (lambda t: t["concept"].update(nudity=None), "concept.nudity: must have the keys erase, kind, target"),
-        (lambda t: t["concept"]["nudity"].update(keep=[]), "concept.nudity: unknown key 'keep'"),
-        (lambda t: t["concept"]["nudity"].update(attacks=["mna"]), "nudity.attacks: there is no 'mna' in attack"),
-        (lambda t: t["concept"]["nudity"].update(numbers={"reec": {}}), "numbers: there is no 'reec' in erase"),
-        (lambda t: t["concept"]["nudity"]["asked"]["i2p"].update(m=5), "nudity.asked.i2p: unknown key 'm'; .* n,"),
-        (lambda t: t["concept"]["nudity"]["kept"]["coco"].pop("scores"), "kept.coco: the key 'scores' is missing"),
-        (lambda t: t["concept"]["nudity"]["asked"].update(own=None), "asked.own: the key 'file' is missing"),
-        (lambda t: t.update(sweep={}), "the key .* is missing"),  # of the embedded model's: then all of them
-        (lambda t: t.clear(), "the key 'attack' is missing"),
-    ],
-)
-def test_a_wrong_file_of_parameters_is_refused_by_name(tmp_path, monkeypatch, change, message):
-    path = changed(tmp_path, change)
-    with pytest.raises(ValueError, match=message) as error:
-        config.params(path)
-    assert "\n" not in str(error.value)
-
-
-def test_the_check_ends_in_one_line_and_code_1(tmp_path, monkeypatch):
-    path = changed(tmp_path, lambda tree: tree["generate"].update(step=50))
-    checked = subprocess.run(
-        [sys.executable, "-m", "rece.study.config", path], cwd=ROOT, capture_output=True, text=True
-    )
-    assert checked.returncode == 1 and checked.stdout == ""
-    assert checked.stderr.startswith("error: mine.yaml: generate: unknown key 'step'; the keys are batch_size")
-    assert checked.stderr.count("\n") == 1
-
-
-@pytest.mark.filterwarnings("ignore:.*rece.study.config.* found in sys.modules")
-def test_the_check_of_files_that_cannot_be_read(tmp_path, monkeypatch):
-    (tmp_path / "text.yaml").write_text("a: [1\nb: 2\n")
-    for arguments, message in (
-        ([str(PAPER / "params.yaml")], None),
-        ([], "error: "),
-        ([str(tmp_path / "none.yaml")], "error: .*none.yaml"),
-        ([str(tmp_path / "text.yaml")], "error: text.yaml: no YAML .*line 2"),
-    ):
-        monkeypatch.setattr(sys, "argv", ["rece.study.config", *arguments])
-        if message is None:
-            runpy.run_module("rece.study.config", run_name="__main__")
-            continue
-        with pytest.raises(SystemExit, match=message) as ended:
-            runpy.run_module("rece.study.config", run_name="__main__")
-        assert "\n" not in ended.value.code
 
 
 # DVC stages
@@ -306,499 +229,12 @@ def test_models_that_cannot_be_had_are_named(tmp_path, monkeypatch):
         config.load("CompVis/stable-diffusion-v1-4")
 
 
-# From prompt files to cases
-
-
-def write(path, prompts, **columns):
-    cases = range(7, 7 + len(prompts))
-    pd.DataFrame({"case_number": cases, "prompt": prompts, **columns}).to_csv(path, index=False)
-    return str(path)
-
-
-@pytest.fixture
-def objects(tmp_path):
-    labels = ["English springer", "tench", "english springer", "church", "tench, church"]
-    return write(tmp_path / "objects.csv", list("abcde"), evaluation_seed=range(5), **{"class": labels})
-
-
-@pytest.mark.parametrize(
-    "wanted, prompts",
-    [
-        ({}, "abcde"),
-        ({"label": "english springer"}, "ac"),
-        ({"label": "ENGLISH SPRINGER", "n": 1}, "a"),
-        ({"without": "Tench"}, "acd"),
-        ({"without": "tench", "where": "seed > 0 and label != 'church'"}, "c"),
-        ({"label": "church", "without": "tench"}, "d"),
-        ({"n": 2}, "ab"),
-    ],
-)
-def test_rows_are_chosen_by_label_question_and_number(objects, wanted, prompts):
-    table = plan.from_file({"file": objects, **wanted})
-    assert "".join(table.prompt) == prompts and list(table.index) == list(range(len(prompts)))
-    assert table.attrs["repairs"] == []
-
-
-@pytest.mark.parametrize(
-    "wanted, message",
-    [
-        ({"label": "springer"}, "label: no row has 'springer'; there are .*English springer"),
-        ({"without": "horn"}, "label: no row has 'horn'"),
-        ({"where": "seed > 99"}, "no prompt of .*objects.csv is left by .*seed > 99"),
-        ({"n": 0}, "no prompt of .* is left"),
-        ({"where": "nudity > 5"}, "where: 'nudity > 5' does not read the columns case, prompt, .*'nudity'"),
-        ({"where": "seed >"}, "where: 'seed >'"),
-    ],
-)
-def test_rows_that_cannot_be_chosen(objects, wanted, message):
-    with pytest.raises(ValueError, match=message) as error:
-        plan.from_file({"file": objects, **wanted})
-    assert "\n" not in str(error.value)
-
-
-def test_a_prompt_file_that_is_missing_says_how_to_get_it():
-    with pytest.raises(FileNotFoundError, match="dvc --cd .*data/paper/prompts pull none.csv.dvc"):
-        plan.from_file({"file": "data/paper/prompts/none.csv"})
-
-
-def test_all_artists_of_a_file_are_preserved_but_the_erased(tmp_path):
-    artists = ["Claude Monet", "VAN GOGH", "Vincent van Gogh", "Claude Monet", "Goya"]
-    file = write(tmp_path / "artists.csv", list("abcde"), evaluation_seed=range(5), artist=artists)
-    spec = {"erase": ["Van Gogh", "goya"], "target": "art", "preserve": file}
-    found = plan.numbers(spec | {"numbers": {"rece": {"rounds": 1}}}, "rece", {"rounds": 3, "preserve": ["x"]})
-    assert found == {"target": "art", "rounds": 1, "preserve": ["Claude Monet", "Vincent van Gogh"]}
-    assert plan.numbers(spec | {"numbers": {"uce": {"preserve": []}}}, "uce", {}) == {"target": "art", "preserve": []}
-
-
 def test_every_artist_preserves_the_others_of_the_published_list():
-    file = PUBLISHED / "artists1734_prompts.csv"
-    if not file.exists():
-        pytest.skip(f"{file.name} is not here")
+    file = FORMS / "artists1734_prompts.csv"
     own = {name: spec | {"preserve": str(file)} for name, spec in SPECS.items() if "preserve" in spec}
     sizes = {name: len(plan.numbers(spec, "rece", {})["preserve"]) for name, spec in own.items()}
     listed = ["picasso", "warhol", "tyler-edlin", "thomas-kinkade", "kilian-eng", "kelly-mckernan"]
-    assert sizes == {name: 1734 - (name.removeprefix("artist-") in listed) for name in sizes} and len(sizes) == 10
-
-
-# From cases to tables
-
-
-GENERATE = {"steps": 1, "guidance": 4.0, "batch_size": 2, "bf16": False}
-SIZES = {"sd_image_width": 16, "sd_image_height": 16}
-
-
-class Bright:
-    """A judge that sees the concept in bright images."""
-
-    threshold = 0.3
-
-    def answers(self, images, cases):
-        assert len(images) == len(cases) and list(cases.index) == list(range(len(cases)))
-        light = images.mean((1, 2, 3)) / 255
-        return pd.DataFrame({"label": "bright", "probability": light, "wanted": light > 0.4})
-
-
-@pytest.fixture
-def spy(monkeypatch):
-    """What is drawn into folders: a row per image with prompt (None if embedded), seed, guidance, width, height."""
-    rows = []
-
-    def spying(pipe, prompts=None, *, seeds, **settings):
-        size = settings.get("guidance"), settings.get("width"), settings.get("height")
-        rows.extend((prompt, seed, *size) for prompt, seed in zip(prompts or [None] * len(seeds), seeds, strict=True))
-        return generate(pipe, prompts, seeds, **settings)
-
-    monkeypatch.setattr(drawing, "generate", spying)
-    return rows
-
-
-def spec_of(tmp_path, **columns):
-    """A concept that two sets of prompts ask for; the first has an empty prompt, as I2P has."""
-    first = write(
-        tmp_path / "first.csv", ["a dog", "", "the dog", "my dog"], evaluation_seed=[5, 2**32, 7, 8], **columns
-    )
-    second = write(tmp_path / "second.csv", ["a hot dog", "x"], evaluation_seed=[1, 2], **columns)
-    return {
-        "kind": "object",
-        "erase": ["dog"],
-        "target": " ",
-        "asked": {"own": {"file": first}, "more": {"file": second}},
-    }
-
-
-QUICK = {"n": 9, "seed": 0, "budget": "quick", "quick": {"plain": {}, "closed_form": {"n": 3, "lamb": 0.1}}}
-
-
-def evaluation(images=None, **scores):
-    return {"threshold": 0.0, "show": 2, "images": None if images is None else str(images), "scores": scores}
-
-
-def victims_of(pipe, concept="dog"):
-    return {"original": pipe, "uce": running.victim(pipe, rece.erase(pipe, concept, rounds=0, progress=False))}
-
-
-def attacked(folder, spec, victims, attack=QUICK):
-    for name, budget in running.budgets(attack, spec).items():
-        cases = running.asked(WORLD, spec, attack, name, budget)
-        for source, victim in running.sources(name, budget, victims).items():
-            attempts = running.attempt(name, victim, victims["original"], cases, WORLD, spec, budget)
-            attempts.save(folder / f"{source}-{name}.safetensors")
-
-
-def test_further_sets_are_drawn_as_they_are(tmp_path):
-    spec = spec_of(tmp_path)
-    assert running.budgets(QUICK) == running.budgets(QUICK, {"asked": {"own": {}}}) == QUICK["quick"]
-    found = running.budgets(QUICK, spec)
-    assert list(found) == ["plain", "closed_form", "plain_more"]
-    assert found["plain_more"] == {"attack": "plain", "asked": spec["asked"]["more"]}
-    assert list(running.budgets(QUICK, spec | {"attacks": ["plain"]})) == ["plain", "plain_more"]
-    prompts = {name: list(running.asked(WORLD, spec, QUICK, name, budget).prompt) for name, budget in found.items()}
-    assert prompts["plain"] == ["a dog", "", "the dog", "my dog"] and prompts["plain_more"] == ["a hot dog", "x"]
-    assert prompts["closed_form"] == prompts["plain"][:3]
-
-
-def test_images_of_folders_are_those_of_memory_and_drawn_once(tmp_path, pipe, spy):
-    spec, victims = spec_of(tmp_path), victims_of(pipe)
-    attacked(tmp_path, spec, victims)
-    common = (victims, tmp_path, QUICK, WORLD, spec, Bright(), GENERATE)
-    table, shown = running.draw_attempts(*common, evaluation())
-    assert not spy
-    for _ in range(2):
-        again, shown_again = running.draw_attempts(*common, evaluation(tmp_path / "images"))
-        assert len(spy) == 12 + 3  # four and two texts by two models, three embeddings by one
-        pd.testing.assert_frame_equal(again, table)
-        assert shown.keys() == shown_again.keys()
-        for key, (images, hits) in shown.items():
-            np.testing.assert_array_equal(shown_again[key][0], images)
-            assert list(shown_again[key][1]) == list(hits)
-    names = {path.stem for path in (tmp_path / "images/dog/uce/any-plain").glob("*.png")}
-    assert names == {"7", "8", "9", "10"}  # the file's own
-    assert table.probability.nunique() > 9 and (table.hit == (table.top1 & (table.probability >= 0.3))).all()
-    assert list(table.columns) == running.DRAWN
-    counts = table.groupby(["method", "attack", "source"]).size().to_dict()
-    plain = {(method, f"plain{more}", "any"): n for method in victims for more, n in (("", 4), ("_more", 2))}
-    assert counts == plain | {("uce", "closed_form", "uce"): 3}
-    assert (
-        table[table.attack == "plain_more"].own_prompts.all() and not table[table.attack == "plain"].own_prompts.any()
-    )
-
-
-@pytest.mark.parametrize("folder", [None, "images"])
-def test_every_row_is_drawn_with_its_own_guidance_and_size(tmp_path, pipe, spy, folder):
-    own = {"evaluation_guidance": [7.0, None, 3.0, 7.0], "sd_image_width": [16, None, 24, 16]}
-    own |= {"evaluation_seed": [5, 2**32, 7, 8], "sd_image_height": [16, None, 8, 16]}
-    spec = spec_of(tmp_path)
-    spec["asked"] = {"own": {"file": write(tmp_path / "own.csv", ["a dog", "", "the dog", "my dog"], **own)}}
-    attack, judge, seen = QUICK | {"quick": {"plain": {}, "closed_form": {"lamb": 0.1}}}, Bright(), []
-
-    def answers(images, cases):
-        seen.extend(zip(cases.seed, images, strict=True))
-        return Bright().answers(images, cases)
-
-    judge.answers, victims = answers, victims_of(pipe)
-    attacked(tmp_path, spec, victims, attack)
-    images = evaluation(folder and tmp_path / folder)
-    table, shown = running.draw_attempts(victims, tmp_path, attack, WORLD, spec, judge, GENERATE, images)
-    expected = {5: ("a dog", 7.0, 16, 16), 2**32: ("", 4.0, None, None), 7: ("the dog", 3.0, 24, 8)}
-    expected |= {8: ("my dog", 7.0, 16, 16)}
-    drawn = sorted(((prompt, *other) for prompt, _, *other in spy if prompt is not None), key=itemgetter(0))
-    assert drawn == ([] if folder is None else sorted([*expected.values()] * 2, key=itemgetter(0)))
-    embeds = Attempts.load(tmp_path / "uce-closed_form.safetensors").embeds
-    runs = [(pipe, None), (victims["uce"], None), (victims["uce"], embeds)]
-    assert len(seen) == 4 * len(runs)
-    for run, (model, embedded) in enumerate(runs):
-        pictures = dict(seen[4 * run : 4 * run + 4])
-        for row, (seed, (prompt, guidance, width, height)) in enumerate(expected.items()):
-            asked = {"prompts": [prompt]} if embedded is None else {"embeds": embedded[[row]]}
-            settings = GENERATE | {"guidance": guidance, "width": width, "height": height}
-            np.testing.assert_array_equal(pictures[seed], generate(model, seeds=[seed], **asked, **settings)[0])
-        light = [pictures[seed].mean() / 255 for seed in expected]
-        np.testing.assert_allclose(table.probability[4 * run : 4 * run + 4], light)
-        assert list(table.seed[4 * run : 4 * run + 4]) == list(expected)
-    np.testing.assert_array_equal(shown["original", "plain"][0], np.stack([dict(seen[:4])[5], dict(seen[:4])[2**32]]))
-
-
-def test_an_empty_prompt_goes_all_the_way(tmp_path, pipe):
-    """I2P has one, case 2260."""
-    spec, victims = spec_of(tmp_path), victims_of(pipe)
-    spec["known"] = {"pairs": str(tmp_path / "pairs.csv")}
-    (tmp_path / "pairs.csv").write_text("sensitive prompt,normal prompt\na dog,a\nmy dog,my cat\n")
-    attack = QUICK | {"quick": {"plain": {}, "concept_vector": {}, "closed_form": {}}}
-    attacked(tmp_path, spec, victims, attack)
-    common = (victims, tmp_path, attack, WORLD, spec, Bright(), GENERATE)
-    table, _ = running.draw_attempts(*common, evaluation(tmp_path / "images"))
-    assert (
-        table[table.attack == "plain"].groupby("method").prompt.apply(list).map(lambda texts: texts[1]) == ""
-    ).all()
-    success = statistics.success(table).set_index(["method", "attack"])
-    assert (success.n["uce", "plain"], success.prompts["uce", "plain"]) == (4, 4)
-    union = statistics.union(table).set_index(["method", "scope"])
-    assert union.n["uce", "all"] == 4 and union.attacks.to_dict() == {
-        ("original", "words"): 1, ("uce", "words"): 1, ("original", "text"): 1, ("uce", "text"): 1,
-        ("original", "all"): 2, ("uce", "all"): 3,
-    }  # fmt: skip
-    some = table[table.method == "uce"].pivot(index="case", columns="attack", values="hit")
-    assert union.successes["uce", "all"] == some.drop(columns="plain_more").any(axis=1).sum()
-    renamed = table.assign(attack=table.attack.replace({"plain": "empty"}))
-    results.write_prompts(tmp_path / "x.jsonl", renamed, "dog", {"empty": {}, "plain_more": {}}, pipe.tokenizer, 0.0)
-    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
-    assert [line["prompt"] for line in lines if line["attack"] == "empty"] == ["a dog", "", "the dog", "my dog"]
-
-
-def test_without_a_judge_nothing_is_drawn_and_tables_have_their_columns(tmp_path, pipe, spy, monkeypatch):
-    monkeypatch.setattr(running, "draw", lambda *_, **__: pytest.fail("something is drawn"))
-    spec = spec_of(tmp_path)
-    drawn, shown = running.draw_attempts(
-        {"original": pipe}, tmp_path, QUICK, WORLD, spec, None, GENERATE, evaluation(tmp_path / "images")
-    )
-    assert len(drawn) == 0 and list(drawn) == running.DRAWN and shown == {} and not spy
-    assert statistics.detections(drawn, None) == {}
-    tables = {
-        "success": statistics.success(drawn),
-        "union": statistics.union(drawn),
-        "transfer": statistics.transfer(drawn),
-    }
-    results.write_tables(tmp_path, **tables)
-    results.write_images(tmp_path, shown)
-    assert results.read_images(tmp_path) == {}
-    results.write_settings(tmp_path / "settings.json", None, evaluation(), GENERATE, "sd")
-    assert json.loads((tmp_path / "settings.json").read_text())["judge"] is None
-    for name, columns in (("success", statistics.SUCCESS), ("union", ["method", "scope"]), ("transfer", ["attack"])):
-        written = pd.read_csv(tmp_path / f"{name}.csv")
-        assert len(written) == 0 and list(written)[: len(columns)] == columns
-    assert results.write_prompts(tmp_path / "p.jsonl", drawn, "dog", {}, pipe.tokenizer, 0.0) == 0
-
-
-def test_two_concepts_never_share_images_by_mistake(tmp_path, pipe):
-    spec, attack = spec_of(tmp_path), QUICK | {"quick": {"plain": {}}}
-    for scale, victims in ((1, victims_of(pipe)), (2, victims_of(pipe, ["dog", "cat"]))):
-        attacked(tmp_path, spec, victims, attack)
-        common = (tmp_path, attack, WORLD, spec, Bright(), GENERATE, evaluation(tmp_path / "images"))
-        if scale == 1:
-            running.draw_attempts(victims, *common)
-        else:
-            with pytest.raises(ValueError, match="images/dog/uce/any-plain holds another run .weights is"):
-                running.draw_attempts(victims, *common)
-
-
-# What should stay as it is
-
-
-def kept(tmp_path, name, prompts, scores, **columns):
-    seeds = range(len(prompts))
-    return {"file": write(tmp_path / f"{name}.csv", prompts, evaluation_seed=seeds, **columns), "scores": scores}
-
-
-def images_of(pipe, source):
-    table = plan.from_file(source)
-    return generate(pipe, list(table.prompt), list(table.seed), **GENERATE)
-
-
-def test_accuracy_is_of_each_rows_own_label(tmp_path, pipe):
-    labels = ["English springer", "tench", "French horn", "golf ball"]
-    for folder in (None, tmp_path / "images"):
-        spec = {"erase": ["english springer"]}
-        source = kept(tmp_path, "four", list("abcd"), ["accuracy"], **{"class": labels}) | {
-            "without": "english springer"
-        }
-        spec["kept"] = {"others": source}
-        for number, share in ((0, 1 / 3), (2, 0), (7, 1 / 3)):
-            judge = Classifier(resnet(tmp_path / "resnet", always=number))
-            table = preservation.kept_sets({"original": pipe}, spec, judge, GENERATE, evaluation(folder, accuracy={}))
-            (row,) = table.to_dict("records")
-            assert (row["value"], row["n"], row["score"], row["set"]) == (share, 3, "accuracy", "others")
-            assert (row["low"], row["high"]) == statistics.wilson(round(3 * share), 3)
-
-
-def test_objects_count_whatever_the_capitals(tmp_path, pipe):
-    """imagenette.csv has "English springer" and robust_imagenette.csv "english springer"."""
-    sets = {}
-    for name, label in (("imagenette", "English springer"), ("robust", "english springer")):
-        labels = {"class": [label, "tench", label]}
-        sets[name] = {"file": write(tmp_path / f"{name}.csv", list("abc"), evaluation_seed=[1, 2, 3], **labels)}
-    spec = {"kind": "object", "erase": ["english springer"], "target": " "}
-    spec["asked"] = {name: source | {"label": "english springer"} for name, source in sets.items()}
-    victims, attack = victims_of(pipe, "english springer"), QUICK | {"quick": {"plain": {}}}
-    attacked(tmp_path, spec, victims, attack)
-    for number, hits in ((IMAGENET.index("English springer, English springer spaniel"), 2), (0, 0)):
-        judge = Classifier(resnet(tmp_path / "resnet", always=number))
-        table, _ = running.draw_attempts(victims, tmp_path, attack, WORLD, spec, judge, GENERATE, evaluation())
-        assert set(table.label) == {IMAGENET[number]} and {"of_asked", "rank"} <= set(table)
-        assert (statistics.success(table).successes == hits).all() and len(statistics.success(table)) == 4
-
-
-@torch.no_grad()
-def test_clip_scores_are_means_with_normal_intervals(tmp_path, pipe):
-    clip, victims = tiny_clip(tmp_path / "clip"), victims_of(pipe)
-    source = kept(tmp_path, "coco", ["a dog", "the moon", "a red car by the sea", "x", "a man"], ["clip"])
-    table = preservation.kept_sets(
-        victims, {"erase": ["dog"], "kept": {"coco": source}}, None, GENERATE, evaluation(clip={"model": str(clip)})
-    )
-    model, processor = CLIPModel.from_pretrained(clip).eval(), CLIPImageProcessor.from_pretrained(clip)
-    tokenizer = CLIPTokenizer.from_pretrained(clip)
-    for row in table.itertuples():
-        cosines = []
-        for image, prompt in zip(images_of(victims[row.method], source), plan.from_file(source).prompt, strict=True):
-            ids = tokenizer([prompt], truncation=True, max_length=24, return_tensors="pt").input_ids
-            pixels = processor(images=Image.fromarray(image), return_tensors="pt").pixel_values
-            cosines.append(
-                (model(input_ids=ids, pixel_values=pixels).logits_per_image / model.logit_scale.exp()).item()
-            )
-        literal = np.maximum(0, 100 * np.array(cosines))
-        half = 1.96 * np.sqrt(((literal - literal.mean()) ** 2).sum() / 4 / 5)
-        np.testing.assert_allclose(
-            [row.value, row.low, row.high], literal.mean() + np.array([0, -half, half]), atol=1e-3
-        )
-    assert list(table.method) == ["original", "uce"] and table.value.nunique() == 2 and (table.n == 5).all()
-    assert list(table) == ["set", "method", "score", "value", "low", "high", "n"]
-
-
-def test_lpips_is_from_the_originals_images(tmp_path, pipe, monkeypatch):
-    monkeypatch.setattr("torchmetrics.image.lpip._TORCHVISION_AVAILABLE", True)
-    monkeypatch.setattr("torchmetrics.image.lpip._NoTrainLpips", SquaresForLPIPS)
-    source, victims = kept(tmp_path, "art", ["a dog", "a cat", "a big red dog"], ["lpips"]), victims_of(pipe)
-    common = (victims, {"erase": ["dog"], "kept": {"own": source}}, None, GENERATE)
-    settings = PARAMS["evaluate"]["scores"]["lpips"]
-    one, two = (
-        preservation.kept_sets(*common, evaluation(folder, lpips=settings)) for folder in (None, tmp_path / "images")
-    )
-    pd.testing.assert_frame_equal(one, two)
-    made, before = (
-        np.stack([cv2.resize(image, (64, 64), interpolation=cv2.INTER_LINEAR) for image in images_of(each, source)])
-        for each in (victims["uce"], pipe)
-    )
-    literal = np.square(made / 127.5 - before / 127.5).mean((1, 2, 3))
-    assert list(one.method) == ["original", "uce"] and one.value[0] == 0 < literal.min()
-    np.testing.assert_allclose(one.value[1], literal.mean(), rtol=1e-4)
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    (tmp_path / "photos").mkdir()
-    for number in (3, 42, 356, 203564):
-        colours = np.random.default_rng(number).integers(0, 256, (20, 20, 3), dtype=np.uint8)
-        Image.fromarray(colours).save(tmp_path / f"photos/COCO_val2014_{number:012}.jpg")
-    return tmp_path / "photos"
-
-
-def test_fid_is_from_the_photographs_of_the_same_ids(tmp_path, pipe, photographs, monkeypatch):
-    def toy(feature, antialias, **settings):
-        assert feature == 2048 and antialias
-        return FrechetInceptionDistance(feature=Means(), **settings)
-
-    monkeypatch.setattr("rece.judges.scores.FrechetInceptionDistance", toy)
-    source = kept(tmp_path, "coco", ["a", "b", "c"], ["fid"], coco_id=[203564, 3, 42])
-    spec = {"erase": ["dog"], "kept": {"coco": source}}
-    settings = {"reference": str(photographs), "size": 24, "resize": "bicubic"}
-    table = preservation.kept_sets({"original": pipe}, spec, None, GENERATE, evaluation(fid=settings))
-    assert table[["low", "high"]].isna().all(axis=None) and list(table.n) == [3]
-    real, made = [], []
-    for number in (3, 42, 203564):
-        with Image.open(photographs / f"COCO_val2014_{number:012}.jpg") as file:
-            real.append(np.asarray(file.convert("RGB").resize((24, 24), Image.Resampling.BICUBIC)).mean((0, 1)))
-    for image in images_of(pipe, source):
-        made.append(np.asarray(Image.fromarray(image).resize((24, 24), Image.Resampling.BICUBIC)).mean((0, 1)))
-    real, made = np.array(real), np.array(made)
-    mixed = np.linalg.eigvals(np.cov(made.T) @ np.cov(real.T))
-    literal = np.square(made.mean(0) - real.mean(0)).sum() + np.trace(np.cov(made.T)) + np.trace(np.cov(real.T))
-    literal -= 2 * np.sqrt(mixed.astype(complex)).real.sum()
-    np.testing.assert_allclose(table.value, literal, rtol=1e-3)
-
-
-def test_each_set_is_drawn_once_and_the_photographs_are_read_once(tmp_path, pipe, photographs, monkeypatch):
-    log, drawn, draw = [], [], running.draw
-    monkeypatch.setattr(running, "draw", lambda *given, **more: drawn.append(len(given[1])) or draw(*given, **more))
-    monkeypatch.setattr("rece.judges.scores.clip_score", grey)
-    monkeypatch.setattr(
-        "rece.judges.scores.FrechetInceptionDistance",
-        lambda feature, antialias, **settings: FrechetInceptionDistance(feature=Means(log), **settings),
-    )
-    source = kept(tmp_path, "coco", ["a", "b", "c"], ["accuracy", "clip", "fid"], coco_id=[203564, 3, 42])
-    settings = evaluation(accuracy={}, clip={}, fid={"reference": str(photographs), "size": 24})
-    spec = {"erase": ["dog"], "kept": {"coco": source}}
-    table = preservation.kept_sets(victims_of(pipe), spec, Bright(), GENERATE, settings)
-    assert drawn == [3, 3] and len(table) == 2 * 3
-    assert [shape[0] for shape in log] == [3] * 3  # the photographs, then the images of each method
-
-
-def test_without_photographs_fid_is_left_out_and_the_rest_stays(tmp_path, pipe, monkeypatch):
-    monkeypatch.setattr("rece.judges.scores.clip_score", grey)
-    source = kept(tmp_path, "coco", ["a", "b"], ["clip", "fid"], coco_id=[1, 2])
-    spec = {"erase": ["dog"], "kept": {"coco": source}}
-    for settings in ({"reference": None, "size": 299}, {}):
-        table = preservation.kept_sets({"original": pipe}, spec, None, GENERATE, evaluation(clip={}, fid=settings))
-        assert list(table.score) == ["clip"]
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda s, t: s["scores"].pop("clip"), "kept.coco: no settings for 'clip' in evaluate.scores"),
-        (lambda s, t: s.update(scores=None), "kept.first: no settings for 'accuracy'"),
-        (
-            lambda s, t: (t / "photos/COCO_val2014_000000000042.jpg").unlink(),
-            "lacks the images of 1 ids, the first 42",
-        ),
-        (lambda s, t: (t / "photos/000000000003.png").write_bytes(b""), "more than one image of id 3: "),
-        (lambda s, t: s["scores"]["fid"].update(reference="nowhere"), "folder: .*nowhere is not a folder"),
-        (lambda s, t: kept(t, "coco", ["a", "b", "c"], []), "kept.coco: fid needs a column coco_id"),
-        (lambda s, t: (t / "coco.csv").unlink(), "coco.csv is missing"),
-        (lambda s, t: s.update(judge=None), "kept.coco: accuracy needs a judge"),
-    ],
-)
-def test_what_is_missing_is_told_before_anything_is_drawn(tmp_path, pipe, photographs, monkeypatch, change, message):
-    monkeypatch.setattr(running, "draw", lambda *_, **__: pytest.fail("something is drawn"))
-    settings = evaluation(clip={}, fid={"reference": str(photographs)}, accuracy={}) | {"judge": Bright()}
-    first = kept(tmp_path, "first", ["a"], ["accuracy"])
-    source = kept(tmp_path, "coco", ["a", "b", "c"], ["clip", "fid", "accuracy"], coco_id=[3, 42, 203564])
-    change(settings, tmp_path)
-    judge = settings.pop("judge")
-    sets = {"coco": source} if judge is None else {"first": first, "coco": source}
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        preservation.kept_sets({"original": pipe}, {"erase": ["dog"], "kept": sets}, judge, GENERATE, settings)
-    assert "\n" not in str(error.value)
-
-
-def test_the_originals_photographs_serve_all_concepts(tmp_path, pipe, spy, monkeypatch):
-    monkeypatch.setattr("rece.judges.scores.clip_score", grey)
-    source = kept(tmp_path, "coco", ["a", "b"], ["clip"], coco_id=[1, 2])
-    values = []
-    for concept in ("dog", "cat"):
-        victims, spec = victims_of(pipe, concept), {"erase": [concept], "kept": {"coco": source}}
-        table = preservation.kept_sets(victims, spec, None, GENERATE, evaluation(tmp_path / "images", clip={}))
-        values.append(table.set_index("method").value)
-    assert len(spy) == 2 + 2 * 2  # the original's once, each eraser's
-    assert values[0].original == values[1].original and values[0].uce != values[1].uce
-    folders = [path.relative_to(tmp_path / "images").as_posix() for path in tmp_path.rglob("kept-coco")]
-    assert sorted(folders) == ["cat/uce/kept-coco", "dog/uce/kept-coco", "original/kept-coco"]
-
-
-def test_the_command_fills_the_folders_that_the_evaluation_finds(tmp_path, spy, monkeypatch):
-    monkeypatch.setattr("rece.judges.scores.clip_score", grey)
-    tiny.sd().save_pretrained(tmp_path / "sd")
-    model = {"model": str(tmp_path / "sd"), "scheduler": PARAMS["model"]["scheduler"], "device": "cpu"}
-    rece.erase(config.load(model), "dog", rounds=1, progress=False).save(tmp_path / "erasers/rece.safetensors")
-    spec = spec_of(tmp_path, evaluation_guidance=7.0, **SIZES)
-    spec |= {"asked": {"own": spec["asked"]["more"]}}
-    spec["kept"] = {"coco": kept(tmp_path, "coco", ["a", "b", "c"], ["clip"], coco_id=[1, 2, 3])}
-    files = {"any-plain": spec["asked"]["own"]["file"], "kept-coco": spec["kept"]["coco"]["file"]}
-    for what, prompts in files.items():
-        command = ["draw", model["model"], prompts, "--scheduler", model["scheduler"], "--device", "cpu", "--quiet"]
-        command += ["--eraser", tmp_path / "erasers/rece.safetensors", "-o", tmp_path / f"images/dog/rece/{what}"]
-        settings = ["--steps", GENERATE["steps"], "--guidance", GENERATE["guidance"], "--batch-size", 2]
-        assert main([str(word) for word in [*command, *settings]]) in (None, 0)
-    assert len(spy) == 5
-    victims, attack = running.victims(config.load(model), tmp_path / "erasers"), QUICK | {"quick": {"plain": {}}}
-    attacked(tmp_path, spec, victims, attack)
-    scores = evaluation(tmp_path / "images", clip={})
-    running.draw_attempts(victims, tmp_path, attack, WORLD, spec, Bright(), GENERATE, scores)
-    table = preservation.kept_sets(victims, spec, None, GENERATE, scores)
-    assert len(spy) == 5 + 5 and list(table.method) == ["original", "rece"]  # the original's alone were missing
-
-
-def grey(images, prompts, **_):
-    """Stands in for the score: the mean of each image."""
-    return np.concatenate(list(images)).mean((1, 2, 3))
+    assert sizes == {name: 10 - (name.removeprefix("artist-") in listed) for name in sizes} and len(sizes) == 10
 
 
 # Concepts of every kind, from erasure to tables
@@ -821,13 +257,13 @@ def test_eleven_concepts_are_erased_at_once(tmp_path, pipe):
 
 
 def test_unsafe_content_is_judged_by_q16(tmp_path, pipe):
-    save_file({"prompts": vectors()}, tmp_path / "q16.safetensors")
-    own = {"prompts": str(tmp_path / "q16.safetensors"), "model": str(tiny_clip(tmp_path / "clip")), "revision": None}
+    save_file({"prompts": tiny.q16_vectors()}, tmp_path / "q16.safetensors")
+    own = {"prompts": str(tmp_path / "q16.safetensors"), "model": str(tiny.clip(tmp_path / "clip")), "revision": None}
     judge = judges.load(SPECS["unsafe"]["judge"] | own)
     attack = PARAMS["attack"] | {"budget": "quick"}
     spec = SPECS["unsafe"] | {"asked": spec_of(tmp_path)["asked"]}
     attacked(tmp_path, spec, {"original": pipe}, attack)
-    table, _ = running.draw_attempts(
+    table, _ = experiment.draw_attempts(
         {"original": pipe}, tmp_path, attack, WORLD, spec, judge, GENERATE, evaluation(tmp_path / "images")
     )
     assert set(table.attack) == {"plain", "plain_more"} and len(table) == 4 + 2
@@ -836,9 +272,7 @@ def test_unsafe_content_is_judged_by_q16(tmp_path, pipe):
     assert list(table.hit) == list(answers.wanted) and statistics.detections(table, judge) == {}
 
 
-def test_an_artist_without_a_judge(tmp_path, pipe, monkeypatch):
-    monkeypatch.setattr("torchmetrics.image.lpip._TORCHVISION_AVAILABLE", True)
-    monkeypatch.setattr("torchmetrics.image.lpip._NoTrainLpips", SquaresForLPIPS)
+def test_an_artist_without_a_judge(tmp_path, pipe, squares):
     artists = ["Ajin: Demi Human", "Kilian Eng", "Ajin: Demi Human", "Tyler Edlin"]
     file = write(
         tmp_path / "art.csv", ["by Ajin", "by Eng", "Ajin", "Edlin"], evaluation_seed=range(4), artist=artists
@@ -851,7 +285,7 @@ def test_an_artist_without_a_judge(tmp_path, pipe, monkeypatch):
         eraser = methods.run(method, pipe, spec["erase"], **plan.numbers(spec, method, numbers))
         assert eraser.provenance["start"]["preserve"] == ["", "Kilian Eng", "Tyler Edlin"]
         eraser.save(tmp_path / "erasers" / f"{method}.safetensors")
-    victims = running.victims(pipe, tmp_path / "erasers")
+    victims = experiment.victims(pipe, tmp_path / "erasers")
     attacked(tmp_path / "attempts", spec, victims, PARAMS["attack"])
     assert [path.stem for path in (tmp_path / "attempts").glob("*.safetensors")] == ["any-plain"]
     scores = evaluation(tmp_path / "images", lpips=PARAMS["evaluate"]["scores"]["lpips"])
@@ -884,7 +318,7 @@ def published(tmp_path_factory):
     params |= {"model": {"model": str(folder / "sd"), "scheduler": params["model"]["scheduler"], "device": "cpu"}}
     params["generate"]["steps"] = 1
     params["evaluate"] |= {"images": str(folder / "images")}
-    params["evaluate"]["scores"] |= {"clip": {"model": str(tiny_clip(folder / "clip"))}}
+    params["evaluate"]["scores"] |= {"clip": {"model": str(tiny.clip(folder / "clip"))}}
     params["concepts"] = ["nudity"]
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     params, passed = config.params(folder / "params.yaml"), {}

@@ -1,11 +1,12 @@
 """Wilson intervals, success rates and rank correlations against hand calculation."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rece.study.statistics import rank_correlation, success_rate, wilson
+from rece.study.statistics import correlations, pooled, rank_correlation, success_rate, wilson
 
 
 def test_wilson_by_hand():
@@ -46,11 +47,32 @@ def test_success_row():
 
 def test_rank_correlation_is_of_ranks_and_its_interval_holds_it():
     x = np.arange(20.0)
-    exact = rank_correlation(x, np.exp(x))
+    exact = rank_correlation(x, np.exp(x), repeats=200)
     assert exact == pytest.approx({"rho": 1.0, "low": 1.0, "high": 1.0, "n": 20})
-    noisy = rank_correlation(x, -x + 8 * np.random.default_rng(0).normal(size=20))
+    noise = 8 * np.random.default_rng(0).normal(size=20)
+    noisy = rank_correlation(x, -x + noise, repeats=200)
     assert -1 < noisy["low"] < noisy["rho"] < noisy["high"] < 0.2
-    assert noisy == rank_correlation(x, -x + 8 * np.random.default_rng(0).normal(size=20))
+    assert noisy == rank_correlation(x, -x + noise, repeats=200)
     for y in ([1.0] * 20, np.arange(19.0), [np.nan, *np.arange(19.0)]):
         with pytest.raises(ValueError, match="x and y must be"):
             rank_correlation(x, y)
+
+
+def test_correlations_are_of_all_erasers_and_within_concepts(monkeypatch):
+    monkeypatch.setattr(rank_correlation, "__defaults__", (200, 0))
+    apart = pd.DataFrame({"concept": ["a"] * 4 + ["b"] * 4, "certified": [1, 2, 3, 4, 11, 12, 13, 14]})
+    apart["text"], apart["embedding"] = [4, 3, 2, 1, 9, 8, 7, 6], 0.0
+    found = correlations(apart)
+    assert found["text"]["pooled"]["rho"] > 0.4
+    assert found["text"]["within"] == pytest.approx({"rho": -1, "low": -1, "high": -1, "n": 8})
+    assert np.isnan(found["embedding"]["pooled"]["rho"]) and found["embedding"]["pooled"]["n"] == 8
+
+
+def test_methods_are_pooled_over_the_same_concepts_only():
+    table = pd.DataFrame({"concept": ["a", "b"] * 2, "method": ["uce", "uce", "rece", "rece"], "attack": "plain"})
+    table = table.assign(n=[5, 10, 5, 10], successes=[1, 2, 0, 4])
+    found = pooled(table, ["method", "attack"]).set_index("method")
+    assert found.n.to_dict() == {"uce": 15, "rece": 15} and found.successes.to_dict() == {"uce": 3, "rece": 4}
+    assert tuple(found.loc["rece", ["low", "high"]]) == wilson(4, 15)
+    with pytest.raises(ValueError, match=r"rece was measured on a only, other methods on a, b \(plain\): run it on"):
+        pooled(pd.concat([table[:3], table[:2].assign(method="mine")]), ["method", "attack"])

@@ -1,4 +1,4 @@
-"""Tiny pipelines with random weights, built from configs in well under a second and without any download."""
+"""Tiny pipelines and judges with random weights, built from configs in well under a second, without any download."""
 
 import json
 import tempfile
@@ -22,16 +22,36 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from transformers import (
+    CLIPImageProcessor,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    ConvNextImageProcessor,
+    ResNetConfig,
+    ResNetForImageClassification,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
 
 POSITIONS = 24
+# Ten of ImageNet's thousand, as the configs of transformers' models name them, and its two cranes.
+IMAGENET = [
+    "tench, Tinca tinca",
+    "crane",
+    "English springer, English springer spaniel",
+    "cassette player",
+    "chain saw, chainsaw",
+    "church, church building",
+    "crane",
+    "French horn, horn",
+    "garbage truck, dustcart",
+    "gas pump, gasoline pump, petrol pump, island dispenser",
+    "golf ball",
+    "parachute, chute",
+]
 
 
 def tokenizer() -> CLIPTokenizer:
@@ -249,6 +269,70 @@ def pixart(seed: int = 0, sigma: bool = False) -> PixArtAlphaPipeline | PixArtSi
             scheduler=DPMSolverMultistepScheduler(),
         )
     return _quiet(pipe)
+
+
+def clip(folder: Path) -> Path:
+    """`folder`, with a CLIP model of images and texts in it, its processor and its tokenizer."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        text = _text_config(32, projection_dim=16)
+        vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+        vision |= dict(image_size=32, patch_size=8, projection_dim=16, initializer_factor=5.0)
+        config = CLIPModel.config_class(text_config=text.to_dict(), vision_config=vision, projection_dim=16)
+        CLIPModel(config).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def resnet(folder: Path, labels: list[str] = IMAGENET, always: int | None = None) -> Path:
+    """`folder`, with a ResNet classifier in it; always: the class it is then sure of, whatever the image."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        names = dict(enumerate(labels)) if labels else {}
+        config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, layer_type="basic")
+        config.id2label, config.label2id = names, {name: i for i, name in names.items()}
+        if not labels:
+            config.num_labels = len(IMAGENET)
+        model = ResNetForImageClassification(config)
+        model.classifier[1].weight.data *= 20
+        if always is not None:
+            model.classifier[1].weight.data.zero_()
+            model.classifier[1].bias.data = 9.0 * torch.arange(len(labels)).eq(always)
+    model.save_pretrained(folder)
+    ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.875).save_pretrained(folder)
+    return folder
+
+
+def q16_vectors(width: int = 16) -> torch.Tensor:
+    """The two prompt vectors of a Q16 judge, (2, width)."""
+    return torch.randn(2, width, generator=torch.Generator().manual_seed(1))
+
+
+class Squares(torch.nn.Module):
+    """Stands in for the network of torchmetrics' LPIPS, whose weights are not here: mean squared difference."""
+
+    def __init__(self, net):
+        super().__init__()
+
+    def forward(self, image, original, normalize):
+        assert not normalize and image.shape == original.shape and image.dtype == torch.float32
+        return (image - original).square().mean((1, 2, 3), keepdim=True)
+
+
+class Means(torch.nn.Module):
+    """A toy feature extractor for FID: the mean of each channel, 0 to 255. log: gets the shape of every batch."""
+
+    num_features = 3
+
+    def __init__(self, log: list | None = None):
+        super().__init__()
+        self.log = [] if log is None else log
+
+    def forward(self, images):
+        assert images.dtype == torch.uint8
+        self.log.append(tuple(images.shape))
+        return images.double().mean((2, 3))
 
 
 @torch.no_grad()

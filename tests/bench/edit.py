@@ -33,6 +33,18 @@ SHAPES = {
 # how many concepts are erased jointly; of the literal method, all beyond FEW are extrapolated
 MANY = {"sd14": (1, 10, 100, 1000), "sdxl": (1, 10)}
 FEW = 10
+SIDE, COPIED = 1536, 2**25  # of the matrices and the float32 numbers that the processor's rates are measured with
+
+
+class CLIPTokenizerOfWords:
+    """Stands in for CLIP's tokenizer: every word is one token, its checksum."""
+
+    model_max_length = POSITIONS
+
+    def __call__(self, text: str, **_) -> SimpleNamespace:
+        ids = [49406, *(zlib.crc32(word.encode()) % 49406 for word in text.split()), 49407]
+        padding = POSITIONS - len(ids)
+        return SimpleNamespace(input_ids=ids + [49407] * padding, attention_mask=[1] * len(ids) + [0] * padding)
 
 
 class Standin:
@@ -60,15 +72,8 @@ class Standin:
             .eval()
             for width, layers, heads in encoders
         ]
-        self.text_encoder = self.text_encoders[0]
+        self.text_encoder, self.tokenizer = self.text_encoders[0], CLIPTokenizerOfWords()
         self._execution_device = torch.device(device)
-
-    def tokenizer(self, text: str, **_) -> SimpleNamespace:
-        ids = [49406, *(zlib.crc32(word.encode()) % 49406 for word in text.split()), 49407]
-        padding = POSITIONS - len(ids)
-        return SimpleNamespace(input_ids=ids + [49407] * padding, attention_mask=[1] * len(ids) + [0] * padding)
-
-    tokenizer.model_max_length = POSITIONS
 
     def encode_prompt(self, prompt: list[str], device: torch.device, **_) -> tuple[torch.Tensor]:
         ids = torch.tensor([self.tokenizer(text).input_ids for text in prompt], device=device)
@@ -202,9 +207,9 @@ def measure_rates(pipe: Standin) -> dict[str, float]:
     """Matmul rates in FLOP/s and copy bandwidth in bytes/s (read and write counted), the best of three."""
     device, rates = pipe._execution_device, {}
     for name, dtype in (("float32", torch.float32), ("float64", torch.float64)):
-        a = torch.rand(1536, 1536, dtype=dtype, device=device)
+        a = torch.rand(SIDE, SIDE, dtype=dtype, device=device)
         rates[name] = 2 * len(a) ** 3 / min(_timed(pipe, lambda a=a: a @ a) for _ in range(4))
-    source = torch.rand(2**25, device=device)
+    source = torch.rand(COPIED, device=device)
     target = torch.empty_like(source)
     rates["bytes"] = 8 * len(source) / min(_timed(pipe, lambda: target.copy_(source)) for _ in range(4))
     return rates
