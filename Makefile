@@ -30,7 +30,7 @@ setup: .venv/.installed  ## create .venv and install everything, pinned
 .venv/.installed: pyproject.toml
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@echo 'Installing into .venv, about two minutes:'
-	@set -o pipefail; python -m pip install --disable-pip-version-check --progress-bar off --editable '.[dev,data,cluster]' \
+	@set -o pipefail; python -m pip install --disable-pip-version-check --progress-bar off --editable '.[study,dev,data,cluster]' \
 	    | sed -un 's/^Collecting \([^ ]*\).*/  \1/p; /^Installing collected/s/:.*/ …/p'
 	@# Kernels otherwise warn about TCP at every start of a stage.
 	@mkdir -p .venv/etc/ipython
@@ -54,7 +54,7 @@ paper: setup  ## a table of the paper on a GPU: TABLE=nudity, unsafe, 'artist-*'
 	@dvc --cd data/paper repro --single-item --force plot
 
 test: setup  ## run the tests, then every notebook with its default parameters
-	@pytest
+	@pytest --numprocesses logical --maxprocesses 4 --dist loadscope
 	@$(NBVAL) $(NOTEBOOKS)
 
 bench: setup  ## time solver, certificate and attacks against their literal forms; count the paper's work
@@ -81,5 +81,5 @@ data: setup  ## rebuild the embedded model from its images (hours; needs npm)
 	@trap 'mv dvc.yaml.frozen dvc.yaml' EXIT; sed -i.frozen '/^ *frozen: true/d' dvc.yaml; dvc repro pretrain judge control
 
 clean:  ## remove results and caches; .venv and DVC's cache stay
-	@rm -rf dvc_plots .hypothesis .pytest_cache .ruff_cache
+	@rm -rf .cache/study dvc_plots .hypothesis .pytest_cache .ruff_cache
 	@git clean -qfdX notebooks rece results tests

@@ -36,8 +36,8 @@ def test_conda_environment_installs_the_pins_of_pyproject():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
-    assert pip == ["-e .[dev,data,cluster]"] and "'.[dev,data,cluster]'" in (ROOT / "Makefile").read_text()
-    assert set(PROJECT["optional-dependencies"]) == {"dev", "data", "cluster", "scores"}
+    assert pip == ["-e .[study,dev,data,cluster]"] and "'.[study,dev,data,cluster]'" in (ROOT / "Makefile").read_text()
+    assert set(PROJECT["optional-dependencies"]) == {"study", "dev", "data", "cluster", "scores"}
     assert PROJECT["requires-python"] == ">=" + conda[0].removeprefix("python=")
     assert set(conda[1:]) == {"pip", "nodejs"}
 
@@ -46,6 +46,20 @@ def test_every_requirement_is_pinned_exactly():
     extras = PROJECT["optional-dependencies"].values()
     requirements = [*PROJECT["dependencies"], *(entry for extra in extras for entry in extra)]
     assert [entry for entry in requirements if not re.fullmatch(r"[\w-]+==[\w.]+", entry)] == []
+
+
+def test_the_library_without_its_extras_has_all_that_it_imports():
+    names = {"yaml": "pyyaml", "PIL": "pillow"}
+    installed = {entry.split("==")[0] for entry in PROJECT["dependencies"]}
+    for file in (file for file in files() if file.startswith("rece/") and file.endswith(".py")):
+        if file.startswith(("rece/study", "rece/judges", "rece/emoji")):
+            continue
+        tree = ast.parse(code_of(file))
+        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        found = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
+        found |= {node.module for node in top if isinstance(node, ast.ImportFrom)}
+        found = {name.split(".")[0] for name in found} - set(sys.stdlib_module_names) - {"rece"}
+        assert {names.get(name, name) for name in found} <= installed, file
 
 
 def test_stage_notebooks_are_stripped():
