@@ -398,6 +398,13 @@ def test_other_models_are_refused_with_the_list_of_those_that_are_not(pipe):
         rece.erase(pipe, "dog", start={"tokens": "first"})
 
 
+def test_an_unknown_tokenizer_is_refused_with_what_to_add(pipe):
+    other = type("GemmaTokenizer", (type(pipe.tokenizer),), {})
+    pipe.tokenizer.__class__ = other
+    with pytest.raises(TypeError, match="pipe.tokenizer is a GemmaTokenizer.* add it to TOKENIZERS in rece/families"):
+        rece.erase(pipe, "dog")
+
+
 def test_pooled_maps_that_do_not_fit_are_refused_before_any_change(xl):
     before = {name: weight.clone() for name, weight in layers.originals(xl).items()}
     with pytest.raises(ValueError, match="the map of pooled is"):

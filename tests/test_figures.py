@@ -182,3 +182,14 @@ def test_a_figure_is_saved_at_130_dots_per_inch_and_equal_ones_give_equal_files(
     with Image.open(tmp_path / "new/a.png") as image:
         assert image.size == (260, 130)
     assert (tmp_path / "new/a.png").read_bytes() == (tmp_path / "new/b.png").read_bytes()
+
+
+def test_a_figure_is_shown_with_a_text_for_those_who_do_not_see_it(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    for path in (None, tmp_path / "folder/two.png"):
+        fig = plt.figure(figsize=(1, 1))
+        figures.show(fig, "a small empty figure", path)
+        assert not plt.fignum_exists(fig.number)
+    assert [picture.alt for picture in shown] == ["a small empty figure"] * 2
+    assert shown[1].data == path.read_bytes() and shown[1].data.startswith(b"\x89PNG")

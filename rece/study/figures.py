@@ -1,5 +1,6 @@
 """The study's figures. Each function takes tidy tables or images and returns a matplotlib figure."""
 
+import tempfile
 from pathlib import Path
 from zlib import crc32
 
@@ -261,6 +262,17 @@ def save(fig: Figure, path: Path) -> None:
     """Write a figure as PNG at README size (130 dpi), making its folder."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=130, facecolor="white", metadata={"Software": None})
+
+
+def show(fig: Figure, alt: str, path: Path | None = None) -> None:
+    """Show a figure in a notebook, and save it if a path is given. alt: what it shows, for those who cannot see it."""
+    from IPython.display import Image, display
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(path or Path(folder, "figure.png"))
+        save(fig, file)
+        display(Image(file.read_bytes(), alt=alt))
+    plt.close(fig)
 
 
 def _panels(lines: int, columns: int, size: tuple[float, float], color: str = "0.92", **grid):
