@@ -223,7 +223,7 @@ def warm_up(device: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m rece.bench", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python tests/bench/edit.py", description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=[*SHAPES, "all"], default="all")
     parser.add_argument("--full", action="store_true", help="time the literal method on all layers, not on a sample")
     parser.add_argument("--device", default="cpu")
