@@ -217,7 +217,7 @@ def attacks_table(kind: str, rate: float) -> pd.DataFrame:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m rece.cost", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python data/paper/cost.py", description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=MODELS, default="sd14", help="of the experiments and attacks")
     parser.add_argument("--steps", type=int, default=50, help="UNet steps of an image")
     parser.add_argument("--gpu", choices=PEAKS, default="A100")
