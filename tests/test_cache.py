@@ -14,10 +14,12 @@ CASES = pd.DataFrame({"prompt": ["a dog", "a big dog"], "seed": [1, 2]})
 GENERATE = {"steps": 2, "guidance": 3.0, "batch_size": 2}
 
 
-@pytest.fixture(autouse=True)
-def empty(tmp_path, monkeypatch):
-    monkeypatch.setenv("RECE_CACHE", str(tmp_path))
-    return tmp_path
+@pytest.fixture
+def runs(monkeypatch):
+    """Grows by one with each attack that is run."""
+    runs, run = [], attacks.run
+    monkeypatch.setattr(attacks, "run", lambda *args, **given: runs.append(1) or run(*args, **given))
+    return runs
 
 
 def eraser(scale: float) -> Eraser:
@@ -28,9 +30,7 @@ def attempt(victim, pipe, cases=CASES, **budget):
     return experiment.attempt("closed_form", victim, pipe, cases, None, KNOWN, {"lamb": 0.1} | budget)
 
 
-def test_an_attack_is_run_once_and_again_for_another_eraser_budget_or_seed(pipe, monkeypatch):
-    runs, run = [], attacks.run
-    monkeypatch.setattr(attacks, "run", lambda *args, **given: runs.append(1) or run(*args, **given))
+def test_an_attack_is_run_once_and_again_for_another_eraser_budget_or_seed(pipe, runs):
     victim = experiment.victim(pipe, eraser(0.9))
     first, second = attempt(victim, pipe), attempt(victim, pipe, n=2)
     assert len(runs) == 1 and torch.equal(first.embeds, second.embeds) and second.seconds == 0
@@ -41,9 +41,7 @@ def test_an_attack_is_run_once_and_again_for_another_eraser_budget_or_seed(pipe,
     assert len(runs) == 4
 
 
-def test_an_attack_that_looks_at_no_victim_is_run_once_for_all(pipe, monkeypatch):
-    runs, run = [], attacks.run
-    monkeypatch.setattr(attacks, "run", lambda *args, **given: runs.append(1) or run(*args, **given))
+def test_an_attack_that_looks_at_no_victim_is_run_once_for_all(pipe, runs):
     for scale in (0.9, 0.8):
         victim = experiment.victim(pipe, eraser(scale))
         experiment.attempt("plain", victim, pipe, CASES, None, KNOWN, {})
