@@ -14,6 +14,7 @@ HOMES = {
     "certify": "certificate",
     "debias": "debiasing",
     "erase": "erasing",
+    "guard": "guarding",
 }
 __all__ = list(HOMES)
 

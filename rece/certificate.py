@@ -9,6 +9,10 @@ the original model at a concept token c,
 is a trust-region problem with an exact solution: one eigendecomposition, one scalar equation per token. No prompt has
 a token that comes closer than r. It bounds the match of keys and values, token by token, and not what an image shows;
 and it says nothing of embeddings that no text encoder emits.
+
+A second bound holds for those too: over every h whatever, min_h sqrt(sum_i |W'_i h - W_i c|^2) for any edit W' of the
+same layers. It is one solve. While an edit is invertible it is 0: some embedding is answered exactly as the concept
+was. After a projection, as of `rece.guard`, it is not.
 """
 
 from collections.abc import Iterable
@@ -21,25 +25,29 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from rece import layers, solver, texts
+from rece import families, layers, solver, texts
 from rece.eraser import Eraser
 
 MAX_ROUNDS = 20  # of rounds="auto"
 LEAST_RISE = 0.03  # of the certified distance, relative, that counts as one: the knee of its curve
+REACH = 10  # lengths of the concept's token, of embeddings that are tried against weights as they are shipped
 PATIENCE = 2  # rounds without such a rise that end rounds="auto"
 STEPS = 200  # of bisection on a logarithmic scale: more than float64 can resolve
 
 
 @dataclass
 class Certificate:
-    """What `certify` proves, one row per token of the concepts.
+    """What `certify` proves, one row per token of the concepts, and one per concept on the pooled path.
 
     table: columns concept; position; kind ("word", a token of the concept's text, the last of them being the one that
-    carries it; "end"; "padding"); last (whether it is that last word token); distance, the certified r; edited, the
-    distance at which the edited model answers the concept's own token; target, other, synonym: the distance from the
-    concept's token to that of its neutral target, of the nearest other concept and of the nearest synonym, in the
-    original model (nan where none were given); nearest, which other concept that is.
-    minimisers: (rows, d) float64 on the CPU, the embeddings that attain the distances.
+    carries it; "end"; "padding"; "pooled"); last (whether it is that last word token); distance, the certified r of
+    prompts (nan for families whose embedding does not leave one final LayerNorm); embedding, that of any embedding;
+    shipped, that of embeddings up to REACH times as long as the concept's token against the weights as they are
+    shipped (nan if not asked for); edited, the distance at which the edited model answers the concept's own token;
+    target, other, synonym: the distance from the concept's token to that of its neutral target, of the nearest other
+    concept and of the nearest synonym, in the original model (nan where none were given); nearest, which other concept
+    that is.
+    minimisers: (token rows, d) float64 on the CPU, the embeddings that attain the distances.
     """
 
     table: pd.DataFrame
@@ -56,6 +64,11 @@ class Certificate:
         return float((self.words.distance / self.words.target).min())
 
     @property
+    def guarded(self) -> float:
+        """The least distance of any embedding to a concept's word token, as a share of the distance to its target."""
+        return float((self.words.embedding / self.words.target).min())
+
+    @property
     def passed(self) -> bool:
         """Whether no prompt can come as close to any of the concepts as some other concept already is."""
         return bool((self.words.distance >= self.words.other).all())
@@ -69,6 +82,7 @@ def certify(
     target: str | list[str] = " ",
     others: list[str] | None = None,
     synonyms: list[str] | dict[str, list[str]] | None = None,
+    shipped: str | dict[str, Tensor] | None = None,
 ) -> Certificate:
     """The least distance any prompt's token can have, in the edited model, from the concept's tokens in the original.
 
@@ -76,10 +90,12 @@ def certify(
     concept: one text or several, each with its own rows. target: what the concept was sent to, one text or one each;
     rows are matched as UCE matches them, from the last word on. others, synonyms: texts to compare with, by their
     token of the same kind (synonyms: one list, or a list per concept).
+    shipped: the edited layers that are given away, whose rounding counts: a dtype, see `layers.edited`; or weights by
+    layer name, (out, d), of any edit, such as another method's. Layers that it lacks count as unedited.
 
-    Computed in float64 on the device of the pipeline (CPU for MPS): one eigendecomposition of (d - 1, d - 1) for
-    everything. Raises ValueError or TypeError naming the parameter, for an eraser of another width, or for a pipeline
-    whose prompt embedding is not the output of one final LayerNorm (SDXL). Source: ours.
+    Computed in float64 on the device of the pipeline (CPU for MPS): a singular value decomposition of width d and an
+    eigendecomposition of width d - 1 for everything. Raises ValueError or TypeError naming the parameter, or for an
+    eraser of another width. Source: ours.
     """
     concepts = texts.concepts_of(concept)
     targets = [target] * len(concepts) if isinstance(target, str) else list(target)
@@ -88,40 +104,103 @@ def certify(
             f"target must be one text or one per concept, not {len(targets)} for {len(concepts)} concepts"
         )
     known = synonyms if isinstance(synonyms, dict) else dict.fromkeys(concepts, synonyms or [])
-    gamma, beta = texts.final_norm(pipe)
-    d = len(gamma)
+    d = layers.width(pipe)
     if eraser is not None and len(eraser.map) != d:
         raise ValueError(f"eraser must be for text width {d}, but is for {len(eraser.map)}")
-    G = solver.gram(layers.originals(pipe).values()).to(gamma.device)
-    M = torch.eye(d, dtype=G.dtype, device=G.device) if eraser is None else eraser.map.to(G.device)
+    tables, minimisers = [], torch.zeros(0, d, dtype=torch.float64)
+    for path in families.paths(pipe):
+        C, table = _tokens(pipe, path, concepts, targets, list(others or []), known)
+        Q, _ = (part.to(C.device) for part in layers.answers(pipe, path))
+        map = None if eraser is None else eraser.map if path == "tokens" else eraser.pooled
+        M = torch.eye(C.shape[1], dtype=C.dtype, device=C.device) if map is None else map.to(C.device)
+        found = {"distance": torch.full_like(C[:, 0], torch.nan), "embedding": any_embedding(Q @ M, C @ Q.T)}
+        if path == "tokens" and (leaves := _final_norm(pipe)) is not None:
+            gamma, beta = (part.to(C.device) for part in leaves)
+            found["distance"], minimisers = bound(M, Q.T @ Q, C, gamma, beta)
+        found["shipped"] = _shipped(pipe, path, M, C, shipped)
+        found["edited"] = ((C @ M.T - C) @ Q.T).norm(dim=1)
+        for place, (name, values) in enumerate(found.items()):
+            table.insert(4 + place, name, values.cpu().numpy())
+        tables.append(table)
+    return Certificate(pd.concat(tables, ignore_index=True), minimisers.cpu())
 
-    rows, tokens, responses = [], [], []
-    others = list(others or [])
-    all_others, last = _encoded(pipe, others, gamma.new_zeros(pipe.tokenizer.model_max_length, d))
+
+def any_embedding(answers: Tensor, wanted: Tensor) -> Tensor:
+    """min over all h of |A h - a|, for every row a of `wanted`: (n,) distances.
+
+    answers: A, (k, d), such as Q M, what an edited model answers in the space of `solver.answer_space`. Singular
+    values below 1e-10 of the largest count as zero. wanted: (n, k). float64. Source: ours; least squares.
+    """
+    left, sizes, _ = torch.linalg.svd(answers, full_matrices=False)
+    left = left[:, sizes > 1e-10 * sizes[0]]
+    return (wanted - wanted @ left @ left.T).norm(dim=1)
+
+
+def weights_bound(A: Tensor, B: Tensor, G: Tensor, C: Tensor, reach: float = REACH) -> Tensor:
+    """min sqrt(sum_i |W'_i h - W_i c|^2) over |h| <= reach |c|, for every row c of C: (n,) distances.
+
+    A = sum W'^T W', B = sum W'^T W, G = sum W^T W, (d, d) each. Rounded weights of a projection are invertible, and
+    answer as the concept was for an h of a million lengths, which no computation survives; hence `reach`.
+    float64. Source: ours; a trust-region problem as in `bound`.
+    """
+    lam, V = torch.linalg.eigh(A)
+    lam, g = lam.clamp(min=0), C @ B.T @ V
+    size = C.norm(dim=1, keepdim=True).clamp(min=torch.finfo(C.dtype).tiny)
+    divisor = lam + _secular(lam, g / size, reach).clamp(min=0)[:, None]
+    y = torch.where(divisor > 0, g / divisor.clamp(min=torch.finfo(g.dtype).tiny), torch.zeros_like(g))
+    return ((y * lam - 2 * g) * y).sum(1).add((C @ G * C).sum(1)).clamp(min=0).sqrt()
+
+
+def _final_norm(pipe: DiffusionPipeline) -> tuple[Tensor, Tensor] | None:
+    """What `texts.final_norm` returns, or None where there is no such norm."""
+    try:
+        return texts.final_norm(pipe)
+    except TypeError:
+        return None
+
+
+def _tokens(pipe, path: str, concepts, targets, others, known) -> tuple[Tensor, pd.DataFrame]:
+    """The tokens that are certified, (n, d), and the columns of the table that are about the original model alone."""
+    Q, _ = layers.answers(pipe, path)
+    rows, tokens = [], []
+    all_others, last = _encoded(pipe, others, path)
     for text, aim in zip(concepts, targets, strict=True):
-        C, T = texts.encode(pipe, [text, aim]).to(G)
-        i, j = texts.last_word(pipe, text), texts.last_word(pipe, aim)
+        C, T = texts.encode(pipe, [text, aim], path=path)
+        i, j = (texts.last_words(pipe, one, path)[0] for one in (text, aim))
+        G = (Q.T @ Q).to(C.device)
         kept = [n for n, other in enumerate(others) if other != text]
         near, near_index = _nearest(G, C, i, all_others[kept], [last[n] for n in kept])
-        same, _ = _nearest(G, C, i, *_encoded(pipe, known.get(text, []), C))
-        positions = torch.arange(1, len(C))
-        away = norm(C[1:] - T[(positions - i + j).clamp(0, len(T) - 1)], G)
+        same, _ = _nearest(G, C, i, *_encoded(pipe, known.get(text, []), path))
+        positions = torch.arange(len(C))
+        away = norm(C - T[(positions - i + j).clamp(0, len(T) - 1)], G)
         part = pd.DataFrame({"concept": text, "position": positions, "kind": "padding"})
         part.loc[part.position == i + 1, "kind"] = "end"
         part.loc[part.position <= i, "kind"] = "word"
         part["last"] = part.position == i
-        for name, values in {"target": away, "other": near[1:], "synonym": same[1:]}.items():
+        if path == "pooled":
+            part["kind"], part["last"] = "pooled", False
+        for name, values in {"target": away, "other": near, "synonym": same}.items():
             part[name] = values.cpu().numpy()
-        part["nearest"] = [others[kept[n]] for n in near_index[1:]] if kept else None
-        rows.append(part)
-        tokens.append(C[1:])
-        responses.append(C[1:] @ M.T)
-    C, edited = torch.cat(tokens), torch.cat(responses)
-    distance, minimisers = bound(M, G, C, gamma, beta)
-    table = pd.concat(rows, ignore_index=True)
-    table.insert(4, "distance", distance.cpu().numpy())
-    table.insert(5, "edited", norm(edited - C, G).cpu().numpy())
-    return Certificate(table, minimisers.cpu())
+        part["nearest"] = [others[kept[n]] for n in near_index] if kept else None
+        told = C.any(1)  # positions that are masked out are zero
+        told[0] &= not torch.equal(C[0], T[0])  # a start token is the same in every text
+        rows.append(part[told.numpy(force=True)])
+        tokens.append(C[told])
+    return torch.cat(tokens), pd.concat(rows, ignore_index=True)
+
+
+def _shipped(pipe, path: str, M: Tensor, C: Tensor, shipped: str | dict[str, Tensor] | None) -> Tensor:
+    """The column `shipped` of the table."""
+    if shipped is None:
+        return torch.full_like(C[:, 0], torch.nan)
+    if isinstance(shipped, str):
+        shipped = layers.edited(pipe, M, path, shipped)
+    A, B, G = 0, 0, 0
+    for name, weight in layers.originals(pipe, path).items():
+        W = solver.precise(weight).to(C.device)
+        edited = solver.precise(shipped.get(name, weight)).to(C.device)[:, : W.shape[1]]
+        A, B, G = A + edited.T @ edited, B + edited.T @ W, G + W.T @ W
+    return weights_bound(A, B, G, C)
 
 
 def until_certified(
@@ -160,10 +239,10 @@ def nearest_of(pipe: DiffusionPipeline, G: Tensor, words: Tensor, others: list[s
     return found
 
 
-def _encoded(pipe: DiffusionPipeline, words: list[str], like: Tensor) -> tuple[Tensor, list[int]]:
+def _encoded(pipe: DiffusionPipeline, words: list[str], path: str) -> tuple[Tensor, list[int]]:
     """The embeddings of texts, (texts, positions, d), and where their last words are; of none, none."""
-    E = texts.encode(pipe, words).to(like) if words else like.new_zeros(0, *like.shape)
-    return E, [texts.last_word(pipe, text) for text in words]
+    E = texts.encode(pipe, words or [""], path=path)[: len(words)]
+    return E, [texts.last_words(pipe, text, path)[0] for text in words]
 
 
 def _nearest(G: Tensor, C: Tensor, i: int, E: Tensor, last: list[int]) -> tuple[Tensor, Tensor]:

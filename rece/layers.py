@@ -4,7 +4,9 @@ Every linear layer that reads a path of text ("tokens" or "pooled", see `rece.fa
 W' = W M with the path's own M.
 """
 
+import hashlib
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import DiffusionPipeline
@@ -14,6 +16,7 @@ from rece import solver
 from rece.families import bare, family, model
 
 KEPT = "_rece_kept"  # attribute of an edited model: its Kept
+_GRAMS = WeakKeyDictionary()  # of a model, by path: a digest of its layers' weights, G, and G's factors if asked for
 
 
 @dataclass
@@ -87,12 +90,30 @@ def width(pipe: DiffusionPipeline, path: str = "tokens") -> int:
 
 
 def gram(pipe: DiffusionPipeline, path: str = "tokens") -> Tensor:
-    """G = sum W^T W over the layers that read a path, as they are now: (d, d) float64 on their device.
+    """G = sum W^T W over the layers that read a path, without any eraser: (d, d) float64 on their device.
 
+    It is kept with the model as long as the weights are the same bits.
     Raises ValueError naming the layer if a weight is not finite.
     """
-    d = width(pipe, path)
-    return solver.gram({name: weight_of(layer)[:, :d] for name, layer in prompt_layers(pipe, path).items()})
+    return _kept_gram(pipe, path)[0]
+
+
+def answers(pipe: DiffusionPipeline, path: str = "tokens") -> tuple[Tensor, Tensor]:
+    """The space of what these layers answer: Q and its pseudo-inverse, see `solver.answer_space`. Kept like `gram`."""
+    kept = _kept_gram(pipe, path)
+    if len(kept) == 1:
+        kept += solver.answer_space(kept[0])
+    return kept[1], kept[2]
+
+
+def _kept_gram(pipe: DiffusionPipeline, path: str) -> list[Tensor]:
+    weights, sha256 = originals(pipe, path), hashlib.sha256()
+    for weight in weights.values():
+        sha256.update(weight.cpu().contiguous().view(torch.uint8).numpy())
+    there, digest = _GRAMS.setdefault(bare(model(pipe)), {}), sha256.digest()
+    if path not in there or there[path][0] != digest:
+        there[path] = digest, [solver.gram(weights)]
+    return there[path][1]
 
 
 @torch.no_grad()
@@ -135,6 +156,23 @@ def fuse(pipe: DiffusionPipeline, M: Tensor, pooled: Tensor | None = None) -> No
     except BaseException:
         restore(pipe)
         raise
+
+
+def edited(pipe: DiffusionPipeline, M: Tensor, path: str = "tokens", dtype: str | None = None) -> dict[str, Tensor]:
+    """The weights W M of the layers that read a path, as a file would hold them; the pipeline is left as it is.
+
+    dtype: "float32", "float16", "bfloat16", "float64" or "int8" (each row divided by its largest size, times 127, and
+    rounded); by default the weight's own. Returns (out, d) by name; of int8 what it stands for, in float32.
+    """
+    found = {}
+    for name, weight in originals(pipe, path).items():
+        W = solver.precise(weight) @ M.to(solver.precise(weight[:1]).device)
+        if dtype == "int8":
+            step = (W.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+            found[name] = (step * (W / step).round()).float()
+        else:
+            found[name] = W.to(getattr(torch, dtype) if dtype else weight.dtype)
+    return found
 
 
 def fused(pipe: DiffusionPipeline, path: str = "tokens") -> Tensor | None:

@@ -151,6 +151,68 @@ def compress(S: Tensor) -> tuple[Tensor, Tensor]:
     return K, K + R
 
 
+def answer_space(G: Tensor) -> tuple[Tensor, Tensor]:
+    """Q with Q^T Q = G, and its pseudo-inverse: Q x is what all layers answer to x, and |Q x| = |x|_G.
+
+    Directions that no layer sees (eigenvalues of G below 1e-12 of the largest) are left out, so G may be singular.
+
+    G: (d, d), symmetric positive semidefinite, not zero. Returns Q, (k, d), and (d, k), float64, k being G's rank.
+    Raises ValueError if G is not a finite square matrix or has no positive eigenvalue. Source: ours.
+    """
+    G = _rows(G, "G")
+    if G.shape[0] != G.shape[1]:
+        raise ValueError(f"G must be square, but is {tuple(G.shape)}")
+    sizes, directions = torch.linalg.eigh(G)
+    seen = sizes > 1e-12 * sizes[-1].clamp(min=torch.finfo(G.dtype).tiny)
+    if not seen.any():
+        raise ValueError("G is zero: no layer answers anything")
+    roots, directions = sizes[seen].sqrt(), directions[:, seen]
+    return (directions * roots).T, directions / roots
+
+
+def discriminant(D: Tensor, PP: Tensor, *, mu: float) -> Tensor:
+    """U = orth((P + mu I)^-1 D): directions that see D and not what is preserved. P is PP with mean diagonal 1.
+
+    Of all subspaces of this dimension it is the one with the largest |U^T D|^2 against U^T (P + mu I) U.
+
+    D: (k, r), directions of the answer space. PP: (k, k), P^T P of the answers P to the preserved tokens, one per row.
+    mu: what every direction costs, in units of the mean squared answer to what is preserved.
+    Returns (k, r) float64, orthonormal columns. Raises ValueError on shapes that do not match, values that are not
+    finite, a mu out of range, or an ill-conditioned system.
+    Source: ours; a ridge discriminant. With mu = 0 these are the directions of LEACE (arXiv 2306.03819).
+    """
+    D, PP = _rows(D, "D"), _rows(PP, "PP")
+    k = len(D)
+    if PP.shape != (k, k):
+        raise ValueError(f"PP must be ({k}, {k}) like D's length, but is {tuple(PP.shape)}")
+    positive(mu, "mu", or_zero=True)
+    A = PP / (PP.trace() / k).clamp(min=torch.finfo(PP.dtype).tiny)
+    A = A + mu * torch.eye(k, dtype=A.dtype, device=A.device)
+    return torch.linalg.qr(_solve(A, D, "raise mu"))[0]
+
+
+def oblique(U: Tensor, D: Tensor, share: float) -> Tensor:
+    """E with E^T U = I: U itself (share 0), D (U^T D)^-1, which sends D to nothing (share 1), or a mixture of the two.
+
+    U, D: (k, r). Returns (k, r). Raises ValueError if share is not in 0..1. Source: ours.
+    """
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise ValueError(f"oblique must be a number from 0 to 1, not {share!r}")
+    return (1 - share) * U + (share * torch.linalg.solve(U.T @ D, D, left=False) if share else 0)
+
+
+def guard_map(Q: Tensor, back: Tensor, U: Tensor, E: Tensor) -> Tensor:
+    """The map M after which no embedding h is answered nearer to c than |U^T Q c|: |M h - c|_G >= |U^T Q c|.
+
+    In the answer space M is I - E U^T. With E = U it is the orthogonal projection: of all maps with this bound it
+    moves every embedding least, and the concept's own token attains the bound.
+
+    Q, back: see `answer_space`. U, E: (k, r), U with orthonormal columns and E^T U = I. Returns M, (d, d) float64;
+    M M = M. Source: ours.
+    """
+    return torch.eye(len(back), dtype=U.dtype, device=U.device) - (back @ E) @ (U.T @ Q)
+
+
 def factor(M: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor, float]:
     """M = I + U V^T with as few columns as M needs, or with `rank` columns and the least loss.
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from rece import certificate, layers, solver, texts
+from rece import certificate, layers, texts
 from rece.attacks import Attempts
 
 ACCESS = "white"
@@ -28,7 +28,7 @@ def attack(victim, prompts, seeds, *, original, concept) -> Attempts:
     Raises TypeError if the victim's text encoder does not end in one LayerNorm.
     """
     gamma, beta = texts.final_norm(victim)
-    G = solver.gram(layers.originals(victim).values()).to(gamma.device)
+    G = layers.gram(victim).to(gamma.device)
     M = layers.fused(victim).to(G)
     C = texts.encode(original, prompts).to(G)
     tokens = C[:, 1:].flatten(0, 1)
