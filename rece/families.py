@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 import torch
 from diffusers import DiffusionPipeline
 
-PATHS = ("tokens", "pooled")
-
 
 @dataclass(frozen=True)
 class Reader:

@@ -104,7 +104,7 @@ def guard(
                 if moved.mean() <= DRIFT:
                     break
             maps[path], numbers[path] = solver.guard_map(Q, back, U, E), {"mu": number, "rank": U.shape[1]}
-            C, T = (_at_last_words(pipe, some, path).to(Q) @ Q.T for some in (concepts, targets))
+            C, T = (texts.at_last_words(pipe, some, path).to(Q) @ Q.T for some in (concepts, targets))
             guarded = (C @ U).norm(dim=1) / (C - T).norm(dim=1)
             nearest = torch.cdist(X, C).min(1).values.argsort()[:REPORTED].tolist() if kept else []
             reports[path] = {"guard": dict(zip(concepts, guarded.tolist(), strict=True)), "drift": moved.mean().item()}
@@ -172,16 +172,6 @@ def _preserved(pipe: DiffusionPipeline, kept: list[str], path: str, progress: bo
     return (1 - NEUTRAL) * named + NEUTRAL * neutral
 
 
-def _at_last_words(pipe: DiffusionPipeline, some: list[str], path: str = "tokens", after: int = 0) -> Tensor:
-    """Each text's token `after` positions behind its last word, in one tokenizer's positions: (texts, d)."""
-    parts = []
-    for batch in texts.batches(some, 64, progress=False):
-        embeds = texts.encode(pipe, batch, path=path)
-        at = [min(texts.last_words(pipe, text, path)[0] + after, embeds.shape[1] - 1) for text in batch]
-        parts.append(embeds[torch.arange(len(batch)), at])
-    return torch.cat(parts)
-
-
 def _ends(pipe: DiffusionPipeline, some: list[str], path: str = "tokens") -> Tensor:
     """Each text's token after its last word, where the whole text has been read: (texts, d)."""
-    return _at_last_words(pipe, some, path, after=1)
+    return texts.at_last_words(pipe, some, path, after=1)

@@ -125,6 +125,7 @@ def draw(
     identity: dict | None = None,
     part: tuple[int, int] = (1, 1),
     embeds: Tensor | None = None,
+    named: bool = False,
     progress: bool = True,
 ) -> Path:
     """Draw `<case>.png` into the folder for every row of the table, where it is not there yet; returns the folder.
@@ -134,6 +135,7 @@ def draw(
     digits, - and _, by default the number of the row). Other columns are ignored.
     steps, batch_size, bf16: see `generate`. embeds: (n, positions, d), fed to the model in place of the encoded
     prompts, one per row. part: (k, n) draws only the k-th of n parts, k from 1.
+    named: draw into a folder of its own in `folder`, named by the run's digest, so that equal runs share their images.
     identity: anything else, JSON-able, that must be the same when a run is continued.
 
     The file run.json holds the table, the settings, what the pipeline is (see `fingerprint`) and a digest of all this,
@@ -149,6 +151,7 @@ def draw(
     if not all(isinstance(number, numbers.Integral) for number in part) or not 1 <= part[0] <= part[1]:
         raise ValueError(f"part must be (k, n) with whole numbers and k from 1 to n, not {part}")
     folder, run = Path(folder), _run(pipe, table, steps, guidance, batch_size, bf16, identity, embeds)
+    folder = folder / _digest(run) if named else folder
     settings, columns, digest = run["settings"], run["table"], _begin(folder, run)
     paths = [folder / f"{case}.png" for case in columns["case"]]
     alike, fits = defaultdict(list), {}
@@ -170,21 +173,6 @@ def draw(
                     list(pool.map(lambda row, images=images: _save(images[row], paths[row], digest), todo))
                 bar.update(count)
     return folder
-
-
-def digest(
-    pipe: DiffusionPipeline,
-    table: pd.DataFrame,
-    *,
-    steps: int = 50,
-    guidance: float = 7.5,
-    batch_size: int = 8,
-    bf16: bool | str = False,
-    identity: dict | None = None,
-    embeds: Tensor | None = None,
-) -> str:
-    """The digest, in hex, of the run that `draw` makes of these arguments: equal runs give equal images."""
-    return _digest(_run(pipe, table, steps, guidance, batch_size, bf16, identity, embeds))
 
 
 def read(folder: str | Path, cases: Iterable[int | str], batch_size: int = 64) -> Iterator[np.ndarray]:

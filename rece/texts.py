@@ -107,6 +107,20 @@ def last_words(pipe: DiffusionPipeline, prompt: str, path: str = "tokens") -> li
     return found
 
 
+@torch.no_grad()
+def at_last_words(pipe: DiffusionPipeline, some: list[str], path: str = "tokens", after: int = 0) -> Tensor:
+    """Each text's token `after` positions behind its last word: (texts, d) float64 on the pipeline's device.
+
+    Of several tokenizers' positions it is in the first one's. A text that fills all of them gives its last token.
+    """
+    parts = []
+    for batch in batches(list(some), 64, progress=False):
+        embeds = encode(pipe, batch, path=path)
+        at = [min(last_words(pipe, text, path)[0] + after, embeds.shape[1] - 1) for text in batch]
+        parts.append(embeds[torch.arange(len(batch)), at])
+    return torch.cat(parts)
+
+
 def matched(pipe: DiffusionPipeline, concept: str, target: str, path: str = "tokens") -> tuple[list[int], list[int]]:
     """The rows of a concept's embedding and those of its target's that UCE matches, one by one.
 

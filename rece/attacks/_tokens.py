@@ -8,11 +8,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.hooks import RemovableHandle
 
+from rece import families
+
 
 def applies(pipe) -> str:
-    """An empty text if the pipeline has one text encoder; else why attacks on its tokens do not apply to it."""
-    two = getattr(pipe, "text_encoder_2", None) is not None
-    return "pipelines with two text encoders are not supported: leave this attack out" if two else ""
+    """An empty text if the model reads one text encoder's tokens alone; else why attacks on tokens do not apply."""
+    alone = families.reads_tokens_alone(pipe)
+    return "" if alone else "pipelines with two text encoders are not supported: leave this attack out"
 
 
 def check_counts(**counts: int) -> None:

@@ -155,8 +155,7 @@ def drawn(
     """
     table, how = rows[[name for name in images.COLUMNS if name in rows]], {"embeds": embeds, **generate}
     if folder is None:
-        how["identity"] = {"code": cache.code("rece.images")}
-        folder = cache.folder() / "images" / images.digest(pipe, table, **how)
+        folder, how = cache.folder() / "images", how | {"named": True, "identity": {"code": cache.code("rece.images")}}
     folder, start = images.draw(pipe, table, folder, progress=False, **how), 0
     for some in images.read(folder, rows.case if "case" in rows else range(len(rows))):
         yield rows.iloc[start : start + len(some)], some

@@ -1,0 +1,196 @@
+"""The fair study: many concepts with few images each, and the same texts, prompts, seeds and rule for every method.
+
+The world's objects are split in two by a seed. On one half the numbers of every method are chosen, by `choose`; the
+other half is reported. So are all styles and categories. A group is what one eraser erases. A setting says which texts
+every method preserves: "nothing" (but ""), or "names", those of all other concepts.
+"""
+
+import json
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from diffusers import DiffusionPipeline
+
+from rece import attacks, layers, methods, texts
+from rece.certificate import certify
+from rece.emoji import world as worlds
+from rece.emoji.world import World
+from rece.study import config, experiment, plan
+from rece.study.parallel import cells
+
+SETTINGS = ("nothing", "names")
+JOINT = {"five": 5, "twenty": 20, "fifty": 50}
+PER = {"object": 10, "style": 20, "category": 4, "five": 4, "twenty": 2, "fifty": 1}  # prompts per erased concept
+KEPT = {"neighbour": 20, "other": 20}  # prompts per group
+NEIGHBOURS = 5
+CHOSEN_BY = ("plain", "synonym", "closed_form")  # the attacks that numbers are chosen by
+COLUMNS = ["group", "method", "preserve", "what", "concept", "case", "top", "sure"]
+
+
+def halves(world: World, fair: dict) -> tuple[list[str], list[str]]:
+    """The objects that are reported and those that numbers are chosen on, half of the world each, in seeded order.
+
+    Reported are those of the section's `reported`, which the control never saw, and the members of categories; the rest
+    is drawn. Those in `seen`, on which numbers were chosen before, are not drawn, and come last where they are members.
+    """
+    fixed = {*fair["reported"], *(name for members in world.members.values() for name in members)}
+    order = [str(name) for name in np.random.default_rng(fair["seed"]).permutation(world.objects)]
+    order.sort(key=lambda name: name in fair["seen"])
+    half = len(world.objects) // 2 - len(fixed)
+    if half < 0:
+        raise ValueError("fair.reported: more than half of the objects are reported, with the members of categories")
+    reported = fixed | set([name for name in order if name not in fixed][:half])
+    return [name for name in order if name in reported], [name for name in order if name not in reported]
+
+
+def groups(world: World, fair: dict, validation: bool = False) -> dict[str, dict]:
+    """What is erased, by group: kind, size (which numbers it takes), and erase and target as in params.yaml.
+
+    Single objects are named by themselves. Joint groups hold different objects, as many groups as the half has room
+    for, but fair["groups"] of a kind at most.
+    """
+    half, most = halves(world, fair)[validation], fair["validation" if validation else "groups"]
+    found = {name: {"kind": "object", "size": 1, "erase": [name]} for name in half[: most["object"]]}
+    for kind, size in JOINT.items():
+        for n in range(min(most.get(kind, 0), len(half) // size)):
+            found[f"{kind}-{n + 1}"] = {"kind": kind, "size": size, "erase": half[n * size : (n + 1) * size]}
+    if not validation:
+        found |= {name: {"kind": "style", "size": 1, "erase": [name]} for name in world.styles}
+        found |= {
+            name: {"kind": "category", "size": 5, "erase": [name, *some]} for name, some in world.members.items()
+        }
+    for group in found.values():
+        group |= {"erase": [world.words[name][0] for name in group["erase"]], "target": " "}
+    return found
+
+
+def neighbours(pipe: DiffusionPipeline, world: World, group: dict) -> list[str]:
+    """The NEIGHBOURS objects (of a style eraser styles) whose names are answered nearest to an erased one's."""
+    erased = plan.members(world, group)
+    names = world.styles if group["kind"] == "style" else world.objects
+    Q, _ = layers.answers(pipe)
+    words = [world.words[name][0] for name in names]
+    X = texts.at_last_words(pipe, words) @ Q.T
+    distance = {name: (X - x).norm(dim=1) for name, x in zip(names, X, strict=True) if name in erased}
+    least = np.min([one.numpy() for one in distance.values()], axis=0)
+    order = [names[n] for n in np.argsort(least, kind="stable")]
+    return [name for name in order if name not in erased][:NEIGHBOURS]
+
+
+def kept_cases(pipe: DiffusionPipeline, world: World, group: dict, seed: int) -> pd.DataFrame:
+    """Prompts for what should stay, those of `neighbours` and those of others: as `plan.cases`, with a column what."""
+    erased, style = set(plan.members(world, group)), group["kind"] == "style"
+    near = neighbours(pipe, world, group)
+    random, rows = np.random.default_rng(seed), []
+    objects = [str(name) for name in random.permutation([name for name in world.objects if name not in erased])]
+    rest = objects if style else [name for name in objects if name not in near]
+    styles = [name for name in world.styles if name not in erased]
+    for what, n in KEPT.items():
+        for i in range(n):
+            if style:
+                thing, look = rest[i % len(rest)], near[i % len(near)]
+                judged = "style" if what == "neighbour" else "object"
+            else:
+                pool = near if what == "neighbour" else rest
+                thing, look, judged = pool[i % len(pool)], styles[(i // len(pool) + i) % len(styles)], "object"
+            name = look if judged == "style" else thing
+            row = {"prompt": worlds.prompt(world.words[thing][0], world.words[look][0]), "seed": seed + len(rows)}
+            rows.append(row | {"name": name, "wanted": [name], "judged": judged, "what": what})
+    return pd.DataFrame(rows)
+
+
+def preserved(world: World, group: dict, setting: str) -> list[str]:
+    """The texts that every method preserves, beside ""."""
+    erased = set(plan.members(world, group)) | set(group["erase"])
+    names = [name for name in [*world.objects, *world.styles] if name not in erased]
+    return [] if setting == "nothing" else [world.words[name][0] for name in names]
+
+
+def eraser(pipe: DiffusionPipeline, world: World, group: dict, method: str, setting: str, numbers: dict):
+    """The method's eraser of a group."""
+    given = {"target": group["target"], "preserve": preserved(world, group, setting), "progress": False}
+    return methods.run(method, pipe, group["erase"], **given, **plan.nested(numbers))
+
+
+def run(pipe, judge, world: World, jobs: list[tuple], fair: dict, generate: dict, budgets: dict) -> tuple:
+    """Measure erasers: the table of images and the table of erasers.
+
+    jobs: (group's name, group, method or "original" or "control", setting, numbers). budgets: attacks, see
+    `experiment.budgets`; the original and the control are asked plainly, and the control is met by attacks that
+    train.
+
+    Images: COLUMNS, one row each; what is an attack, or "neighbour" or "other"; concept is the one that was asked for;
+    top is whether the judge's top label is what was asked for, sure whether its probability is fair["threshold"] too.
+    Erasers: group, method, preserve, numbers (JSON), rank, certified and guarded (see `Certificate`).
+    """
+    control = config.control(pipe, fair["control"]) if any(job[2] == plan.CONTROL for job in jobs) else None
+    parts = cells(partial(_job, pipe, control, judge, world, fair, generate, budgets), jobs, "fair")
+    images, made = zip(*parts, strict=True)
+    return pd.concat(images, ignore_index=True), pd.DataFrame([row for row in made if row])
+
+
+def _job(pipe, control, judge, world, fair, generate, budgets, job) -> tuple[pd.DataFrame, dict]:
+    name, group, method, setting, numbers = job
+    members = plan.members(world, group)
+    cases = plan.cases(world, group, PER[group["kind"]] * len(members), fair["seed"])
+    row, victim = {}, {plan.ORIGINAL: pipe, plan.CONTROL: control}.get(method)
+    if victim is not None:
+        setting = "none"
+    else:
+        made = eraser(pipe, world, group, method, setting, numbers)
+        victim, found = experiment.victim(pipe, made), certify(pipe, made, group["erase"])
+        row = {"group": name, "method": method, "preserve": setting, "numbers": json.dumps(numbers)}
+        row |= {"rank": made.rank, "certified": found.relative, "guarded": found.guarded}
+    parts = []
+    for attack, budget in budgets.items():
+        module, aware = experiment.module(attack, budget), attacks.needs(experiment.module(attack, budget))
+        if method == plan.ORIGINAL and aware or method == plan.CONTROL and not budget.get("control"):
+            continue
+        if setting in SETTINGS and setting not in budget.get("preserve", SETTINGS) or attacks.applies(module, victim):
+            continue
+        some = cases.head(budget.get("n", len(cases)))
+        own = {key: value for key, value in budget.items() if key != "preserve"}
+        attempts = experiment.attempt(attack, victim if aware else pipe, pipe, some, world, group, own)
+        rows = some.assign(prompt=attempts.prompts or "", seed=attempts.seeds, what=attack)
+        parts.append((rows, attempts.embeds))
+    if method != plan.CONTROL:
+        parts.append((kept_cases(pipe, world, group, fair["seed"]), None))
+    tables = []
+    for rows, embeds in parts:
+        answers = judge.answers(experiment.images_of(victim, rows, generate, embeds), rows)
+        table = pd.DataFrame({"what": rows.what, "concept": rows["name"]})
+        table["case"] = table.groupby(["what", "concept"]).cumcount()
+        table["top"] = answers.wanted.astype(int)
+        table["sure"] = (answers.wanted & (answers.probability >= fair["threshold"])).astype(int)
+        tables.append(table)
+    images = pd.concat(tables, ignore_index=True).assign(group=name, method=method, preserve=setting)
+    return images[COLUMNS], row
+
+
+def grid(fair: dict) -> list[tuple[str, dict]]:
+    """Every method with every point of its grid."""
+    return [(method, point) for method, points in fair["grid"].items() for point in points]
+
+
+def scores(images: pd.DataFrame) -> pd.DataFrame:
+    """What numbers are chosen by, per eraser: the mean of `erased`, `neighbour` and `other`, by sure answers.
+
+    erased: 1 minus the mean success of the attacks CHOSEN_BY. images: see `run`, with a column numbers.
+    """
+    rates = images.groupby(["group", "method", "preserve", "numbers", "what"]).sure.mean().unstack("what")
+    rates["erased"] = 1 - rates[list(CHOSEN_BY)].mean(axis=1)
+    rates["score"] = rates[["erased", "neighbour", "other"]].mean(axis=1)
+    return rates.reset_index()
+
+
+def choose(validation: pd.DataFrame) -> dict[tuple[str, str, int], dict]:
+    """The numbers of each (method, setting, size of joint erasure): those with the best mean score over the groups.
+
+    Of equal ones the first in the grid. validation: what the validation stage wrote, with columns size and score.
+    """
+    found, by = {}, ["method", "preserve", "size"]
+    for key, part in validation.groupby(by, sort=False):
+        means = part.groupby("numbers", sort=False).score.mean().round(6)
+        found[key] = json.loads(means.idxmax())
+    return found
