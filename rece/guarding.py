@@ -49,7 +49,7 @@ def guard(
         noto style"): one list for one concept, or a list per concept. More texts guard more, and cost more.
     target: by default the concept is left to whatever allowed answer is nearest. A text (one for all or one each) is
         drawn instead of the concept. Every other embedding then moves more than the bound needs.
-    preserve: texts to keep. By default the thousand words and captions of `everyday`, without those that mean a
+    preserve: texts to keep. By default the words and captions of `everyday`, without those that mean a
         concept, see `without`.
     mu: the one number that trades guard against drift, in units of the mean squared answer to what is preserved. By
         default the largest of MUS with which preserved texts move no more than DRIFT on average.
@@ -119,7 +119,7 @@ def guard(
 
 
 def everyday() -> list[str]:
-    """About a thousand everyday words and short captions, which `guard` preserves by default: our own choice."""
+    """Some twelve hundred everyday words and short captions, which `guard` preserves by default: our own choice."""
     return resources.files("rece").joinpath("everyday.txt").read_text("utf-8").splitlines()
 
 

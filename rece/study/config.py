@@ -90,6 +90,21 @@ class Sweep(Section):
     attacks: dict[str, dict]
 
 
+class Fair(Section):
+    """The fair study, see `rece.study.fair`: per and kept are numbers of prompts, groups and validation of groups."""
+
+    seed: NonNegativeInt
+    threshold: float
+    reported: list[str]
+    seen: list[str]
+    groups: dict[str, PositiveInt]
+    validation: dict[str, PositiveInt]
+    per: dict[str, PositiveInt]
+    kept: dict[Literal["neighbour", "other"], PositiveInt]
+    grid: dict[str, list[dict[str, list]]]
+    attacks: dict[str, dict]
+
+
 class Study(Section):
     """The sections that every study has."""
 
@@ -116,6 +131,8 @@ class Study(Section):
 class EmbeddedStudy(Study):
     """Those of the embedded model's study too."""
 
+    fair: Fair
+    fair_kinds: list[str]
     sweep_concepts: list[str]
     validation: list[str]
     sweep: Sweep

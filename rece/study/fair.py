@@ -7,6 +7,7 @@ every method preserves: "nothing" (but ""), or "names", those of all other conce
 
 import json
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -16,13 +17,11 @@ from rece import attacks, layers, methods, texts
 from rece.certificate import certify
 from rece.emoji import world as worlds
 from rece.emoji.world import World
-from rece.study import config, experiment, plan
+from rece.study import config, experiment, plan, statistics
 from rece.study.parallel import cells
 
 SETTINGS = ("nothing", "names")
 JOINT = {"five": 5, "twenty": 20, "fifty": 50}
-PER = {"object": 10, "style": 20, "category": 4, "five": 4, "twenty": 2, "fifty": 1}  # prompts per erased concept
-KEPT = {"neighbour": 20, "other": 20}  # prompts per group
 NEIGHBOURS = 5
 CHOSEN_BY = ("plain", "synonym", "closed_form")  # the attacks that numbers are chosen by
 COLUMNS = ["group", "method", "preserve", "what", "concept", "case", "top", "sure"]
@@ -31,8 +30,8 @@ COLUMNS = ["group", "method", "preserve", "what", "concept", "case", "top", "sur
 def halves(world: World, fair: dict) -> tuple[list[str], list[str]]:
     """The objects that are reported and those that numbers are chosen on, half of the world each, in seeded order.
 
-    Reported are those of the section's `reported`, which the control never saw, and the members of categories; the rest
-    is drawn. Those in `seen`, on which numbers were chosen before, are not drawn, and come last where they are members.
+    Reported are those of the section's `reported`, which the control never saw, and the members of categories. The
+    rest is drawn, but not those in `seen`, on which numbers were chosen before; they come last where they are members.
     """
     fixed = {*fair["reported"], *(name for members in world.members.values() for name in members)}
     order = [str(name) for name in np.random.default_rng(fair["seed"]).permutation(world.objects)]
@@ -78,15 +77,18 @@ def neighbours(pipe: DiffusionPipeline, world: World, group: dict) -> list[str]:
     return [name for name in order if name not in erased][:NEIGHBOURS]
 
 
-def kept_cases(pipe: DiffusionPipeline, world: World, group: dict, seed: int) -> pd.DataFrame:
-    """Prompts for what should stay, those of `neighbours` and those of others: as `plan.cases`, with a column what."""
+def kept_cases(pipe: DiffusionPipeline, world: World, group: dict, kept: dict, seed: int) -> pd.DataFrame:
+    """Prompts for what should stay: as `plan.cases`, with a column what.
+
+    kept: how many of them ask for a "neighbour", see `neighbours`, and how many for an "other" concept.
+    """
     erased, style = set(plan.members(world, group)), group["kind"] == "style"
     near = neighbours(pipe, world, group)
     random, rows = np.random.default_rng(seed), []
     objects = [str(name) for name in random.permutation([name for name in world.objects if name not in erased])]
     rest = objects if style else [name for name in objects if name not in near]
     styles = [name for name in world.styles if name not in erased]
-    for what, n in KEPT.items():
+    for what, n in kept.items():
         for i in range(n):
             if style:
                 thing, look = rest[i % len(rest)], near[i % len(near)]
@@ -110,22 +112,24 @@ def preserved(world: World, group: dict, setting: str) -> list[str]:
 def eraser(pipe: DiffusionPipeline, world: World, group: dict, method: str, setting: str, numbers: dict):
     """The method's eraser of a group."""
     given = {"target": group["target"], "preserve": preserved(world, group, setting), "progress": False}
-    return methods.run(method, pipe, group["erase"], **given, **plan.nested(numbers))
+    return methods.run(method, pipe, group["erase"], **given, **numbers)
 
 
-def run(pipe, judge, world: World, jobs: list[tuple], fair: dict, generate: dict, budgets: dict) -> tuple:
+def run(
+    pipe, judge, world: World, jobs: list[tuple], fair: dict, generate: dict, budgets: dict, control: str = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Measure erasers: the table of images and the table of erasers.
 
     jobs: (group's name, group, method or "original" or "control", setting, numbers). budgets: attacks, see
     `experiment.budgets`; the original and the control are asked plainly, and the control is met by attacks that
-    train.
+    train. control: its folder.
 
     Images: COLUMNS, one row each; what is an attack, or "neighbour" or "other"; concept is the one that was asked for;
     top is whether the judge's top label is what was asked for, sure whether its probability is fair["threshold"] too.
     Erasers: group, method, preserve, numbers (JSON), rank, certified and guarded (see `Certificate`).
     """
-    control = config.control(pipe, fair["control"]) if any(job[2] == plan.CONTROL for job in jobs) else None
-    parts = cells(partial(_job, pipe, control, judge, world, fair, generate, budgets), jobs, "fair")
+    unseen = config.control(pipe, control) if any(job[2] == plan.CONTROL for job in jobs) else None
+    parts = cells(partial(_job, pipe, unseen, judge, world, fair, generate, budgets), jobs, "fair")
     images, made = zip(*parts, strict=True)
     return pd.concat(images, ignore_index=True), pd.DataFrame([row for row in made if row])
 
@@ -133,7 +137,7 @@ def run(pipe, judge, world: World, jobs: list[tuple], fair: dict, generate: dict
 def _job(pipe, control, judge, world, fair, generate, budgets, job) -> tuple[pd.DataFrame, dict]:
     name, group, method, setting, numbers = job
     members = plan.members(world, group)
-    cases = plan.cases(world, group, PER[group["kind"]] * len(members), fair["seed"])
+    cases = plan.cases(world, group, fair["per"][group["kind"]] * len(members), fair["seed"])
     row, victim = {}, {plan.ORIGINAL: pipe, plan.CONTROL: control}.get(method)
     if victim is not None:
         setting = "none"
@@ -155,7 +159,7 @@ def _job(pipe, control, judge, world, fair, generate, budgets, job) -> tuple[pd.
         rows = some.assign(prompt=attempts.prompts or "", seed=attempts.seeds, what=attack)
         parts.append((rows, attempts.embeds))
     if method != plan.CONTROL:
-        parts.append((kept_cases(pipe, world, group, fair["seed"]), None))
+        parts.append((kept_cases(pipe, world, group, fair["kept"], fair["seed"]), None))
     tables = []
     for rows, embeds in parts:
         answers = judge.answers(experiment.images_of(victim, rows, generate, embeds), rows)
@@ -168,9 +172,25 @@ def _job(pipe, control, judge, world, fair, generate, budgets, job) -> tuple[pd.
     return images[COLUMNS], row
 
 
-def grid(fair: dict) -> list[tuple[str, dict]]:
-    """Every method with every point of its grid."""
-    return [(method, point) for method, points in fair["grid"].items() for point in points]
+def grid(fair: dict, erase: dict) -> list[tuple[str, dict]]:
+    """Every method with all its numbers that are tried: every point of its grid over those of the section `erase`."""
+    return [
+        (method, plan.merged(erase[method], plan.nested(dict(zip(one, point, strict=True)))))
+        for method, grids in fair["grid"].items()
+        for one in grids
+        for point in product(*one.values())
+    ]
+
+
+def jobs(world: World, groups: dict, chosen: dict, without: list[str]) -> list[tuple]:
+    """What `run` measures of groups: the original, the control where it saw nothing of the group, and every eraser."""
+    found = []
+    for name, group in groups.items():
+        unseen = set(plan.members(world, group)) <= set(without)
+        found += [(name, group, method, "none", {}) for method in [plan.ORIGINAL, *([plan.CONTROL] if unseen else [])]]
+        sized = {key: numbers for key, numbers in chosen.items() if key[2] == group["size"]}
+        found += [(name, group, method, setting, numbers) for (method, setting, _), numbers in sized.items()]
+    return found
 
 
 def scores(images: pd.DataFrame) -> pd.DataFrame:
@@ -194,3 +214,47 @@ def choose(validation: pd.DataFrame) -> dict[tuple[str, str, int], dict]:
         means = part.groupby("numbers", sort=False).score.mean().round(6)
         found[key] = json.loads(means.idxmax())
     return found
+
+
+def rates(images: pd.DataFrame) -> pd.DataFrame:
+    """The rates of a table of images, by kind, method, preserve and what: sure answers and top labels.
+
+    Columns: these four; groups; n, clusters, rate, low, high (of sure answers, see `statistics.clustered`); top.
+    """
+    rows, by = [], ["kind", "method", "preserve", "what"]
+    for key, part in images.groupby(by, sort=False):
+        row = dict(zip(by, key, strict=True)) | {"groups": part.group.nunique()}
+        rows.append(row | statistics.clustered(part.sure, _clusters(part)) | {"top": part.top.mean()})
+    return pd.DataFrame(rows)
+
+
+def paired(images: pd.DataFrame, first: str = "guarded") -> pd.DataFrame:
+    """How much more often `first` shows what was asked for than every other method, on the same prompts and seeds.
+
+    Columns: kind, preserve, what, than (the other method), n, clusters, rate (the difference of sure answers), low,
+    high.
+    """
+    rows, key = [], ["group", "what", "concept", "case"]
+    for (kind, preserve), part in images.groupby(["kind", "preserve"], sort=False):
+        by = {method: some.set_index(key).sure for method, some in part.groupby("method", sort=False)}
+        for other in (name for name in by if name != first and first in by):
+            both = (by[first] - by[other]).dropna().reset_index()
+            for what, some in both.groupby("what", sort=False):
+                row = {"kind": kind, "preserve": preserve, "what": what, "than": other}
+                rows.append(row | statistics.clustered(some.sure, _clusters(some.assign(kind=kind))))
+    return pd.DataFrame(rows)
+
+
+def bargain(images: pd.DataFrame, erasers: pd.DataFrame) -> pd.DataFrame:
+    """The table of erasers with kind, strongest (the success of the strongest attack by words or by embeddings of one
+    token, as sure answers) and kept (accuracy on neighbours and others)."""
+    key = ["group", "method", "preserve"]
+    by = images.groupby(["kind", *key, "what"], sort=False).sure.mean().unstack("what")
+    single = [name for name in by if name not in ("neighbour", "other", "inversion_rows")]
+    measured = pd.DataFrame({"strongest": by[single].max(axis=1), "kept": by[["neighbour", "other"]].mean(axis=1)})
+    return erasers.merge(measured.reset_index(), on=key)
+
+
+def _clusters(part: pd.DataFrame) -> pd.Series:
+    """What is not independent: the pictures of one group where there are four groups or more, else of one concept."""
+    return part.group if part.group.nunique() >= 4 else part.group + " " + part.concept

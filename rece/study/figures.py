@@ -10,7 +10,14 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-METHODS = {"original": "original", "uce": "UCE", "rece": "RECE", "anchored": "anchored", "control": "never saw it"}
+METHODS = {
+    "original": "original",
+    "uce": "UCE",
+    "rece": "RECE",
+    "anchored": "anchored",
+    "guarded": "guarded",
+    "control": "never saw it",
+}
 ATTACKS = {
     "plain": "plain prompt",
     "synonym": "synonym",
@@ -28,10 +35,19 @@ ATTACKS = {
     "reachable": "nearest reachable*",
     "closed_form": "closed form c′*",
 }
-KINDS = {"object": "single objects", "style": "styles", "category": "category", "joint": "five objects jointly"}
-NAMES = METHODS | ATTACKS | KINDS
+KINDS = {
+    "object": "single objects",
+    "style": "styles",
+    "category": "categories",
+    "joint": "five objects jointly",
+    "five": "5 objects jointly",
+    "twenty": "20 objects jointly",
+    "fifty": "50 objects jointly",
+}
+KEPT = {"neighbour": "five nearest others", "other": "all other concepts"}
+NAMES = METHODS | ATTACKS | KINDS | KEPT
 PALETTE = sns.color_palette("colorblind", 10)
-COLOURS = dict(zip(METHODS, [PALETTE[n] for n in (0, 1, 2, 4, 7)], strict=True))
+COLOURS = dict(zip(METHODS, [PALETTE[n] for n in (0, 1, 2, 4, 9, 7)], strict=True))
 RATES = {"vmin": 0, "vmax": 1, "cmap": "cividis", "annot": True, "fmt": ".2f"}
 
 
@@ -296,4 +312,81 @@ def _with_legend(fig: Figure, axes) -> Figure:
     fig.legend(handles, names, loc="upper center", ncol=len(names), frameon=False, bbox_to_anchor=(0.5, 1.0))
     sns.despine(fig)
     fig.tight_layout(rect=(0, 0, 1, 1 - 0.38 / fig.get_figheight()))
+    return fig
+
+
+def fair_rates(rates: pd.DataFrame, preserve: str) -> Figure:
+    """How often each attack shows what was erased, and what is kept, by method and kind of group, with intervals.
+
+    rates: see `fair.rates`. preserve: the setting; the original and the control stand beside each.
+    """
+    kinds, whats = order(rates.kind), [name for name in order(rates.what)]
+    whats = [name for name in whats if name not in KEPT] + [name for name in KEPT if name in whats]
+    some = rates[rates.preserve.isin([preserve, "none"])]
+    methods = [name for name in order(some.method)]
+    fig, axes = plt.subplots(1, len(kinds), figsize=(2.25 * len(kinds) + 1.6, 0.42 * len(whats) + 1.5), sharey=True)
+    for ax, kind in zip(np.atleast_1d(axes), kinds, strict=True):
+        for n, method in enumerate(methods):
+            part = some[(some.kind == kind) & (some.method == method)].set_index("what").reindex(whats)
+            y = np.arange(len(whats)) + 0.62 * (n / max(1, len(methods) - 1) - 0.5)
+            error = np.array([part.rate - part.low, part.high - part.rate]).clip(0)
+            ax.errorbar(part.rate, y, xerr=error, fmt="o", ms=4, lw=1, color=colour(method), label=label(method))
+        groups = some[some.kind == kind].groups.max()
+        ax.set(title=f"{label(kind)}\n({groups} groups)", xlim=(-0.04, 1.04), xlabel="rate")
+        ax.title.set_fontsize(9)
+        for line in range(1, len(whats)):
+            ax.axhline(line - 0.5, color="0.5" if whats[line] == next(iter(KEPT)) else "0.92", lw=0.8, zorder=0)
+    first = np.atleast_1d(axes)[0]
+    first.set_yticks(np.arange(len(whats)), [f"kept: {label(w)}" if w in KEPT else label(w) for w in whats])
+    first.invert_yaxis()
+    handles, names = first.get_legend_handles_labels()
+    fig.legend(handles, names, ncols=len(names), loc="lower center", frameon=False, fontsize=9)
+    fig.tight_layout(rect=(0, 0.05, 1, 1))
+    return fig
+
+
+def fair_scale(rates: pd.DataFrame, sizes: dict[str, int]) -> Figure:
+    """What is kept and what comes back as more objects are erased at once, by method: a row per setting.
+
+    sizes: how many objects a kind of group holds. Columns: what is kept (two), and the closed-form attack.
+    """
+    whats, settings = [*KEPT, "closed_form"], [name for name in ("names", "nothing") if name in set(rates.preserve)]
+    fig, axes = plt.subplots(len(settings), 3, figsize=(10.5, 2.9 * len(settings)), sharey=True, squeeze=False)
+    for line, setting in zip(axes, settings, strict=True):
+        some = rates[(rates.preserve == setting) & rates.kind.isin(sizes)]
+        for ax, what in zip(line, whats, strict=True):
+            for n, method in enumerate(order(some.method)):
+                part = some[(some.method == method) & (some.what == what)].assign(size=some.kind.map(sizes))
+                part = part.sort_values("size")
+                x = np.arange(len(part)) + 0.08 * (n - 1.5)
+                error = np.array([part.rate - part.low, part.high - part.rate]).clip(0)
+                style = {"marker": "o", "ms": 5, "lw": 1.4, "elinewidth": 1}
+                ax.errorbar(x, part.rate, yerr=error, color=colour(method), label=label(method), **style)
+                ax.set_xticks(np.arange(len(part)), part["size"])
+            told = f"kept: {label(what)}" if what in KEPT else f"comes back: {label(what)}"
+            ax.set(title=told, ylim=(-0.04, 1.04), xlabel="objects erased at once")
+            ax.grid(axis="y", color="0.92")
+        line[0].set_ylabel(f"rate ({'names' if setting == 'names' else 'nothing'} preserved)")
+    axes[0, 0].legend(frameon=False, fontsize=9, loc="lower left")
+    fig.tight_layout()
+    return fig
+
+
+def fair_bargain(erasers: pd.DataFrame) -> Figure:
+    """Each eraser's kept accuracy against how much of the concept its strongest attack brings back, and certified.
+
+    erasers: one row per eraser, see `fair.bargain`.
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.9))
+    random = np.random.default_rng(0)
+    for method, part in erasers.groupby("method", sort=False):
+        x, y = (part[name] + random.uniform(-0.012, 0.012, len(part)) for name in ("strongest", "kept"))
+        left.plot(x, y, "o", ms=5, alpha=0.55, color=colour(method), label=label(method))
+        right.plot(part.guarded, part.strongest, "o", ms=5, alpha=0.55, color=colour(method))
+    left.set(xlabel="success of the strongest attack", ylabel="accuracy on other concepts")
+    right.set(xlabel='certified for any embedding (share of the distance to " ")', ylabel="success of the strongest")
+    left.legend(frameon=False, fontsize=9)
+    for ax in (left, right):
+        ax.grid(color="0.93")
+    fig.tight_layout()
     return fig

@@ -18,6 +18,14 @@ def write_tables(folder: str | Path, **tables: pd.DataFrame) -> None:
         table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
 
 
+def write_packed(folder: str | Path, **tables: pd.DataFrame) -> None:
+    """Write each table as `folder/<name>.csv.gz`; equal tables give equal bytes."""
+    for name, table in tables.items():
+        path = config.root() / folder / f"{name}.csv.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(path, index=False, compression={"method": "gzip", "mtime": 0})
+
+
 def write_images(folder: str | Path, shown: dict) -> None:
     """Keep the images for the figures: `folder/shown.npz`."""
     arrays = {

@@ -60,6 +60,40 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], repeats: int = 2000
     return {"rho": float(rho(x, y)), "low": float(low), "high": float(high), "n": len(x)}
 
 
+def clustered(values: Sequence[float], clusters: Sequence, repeats: int = 2000, seed: int = 0) -> dict:
+    """The mean of values that are alike within clusters, and its 95 % bootstrap interval.
+
+    Every cluster counts the same. Clusters are resampled, then the values in each of them; of a single cluster the
+    values alone. Where all values are equal, resampling says nothing: the interval then is as wide as the Wilson
+    interval of one such answer per cluster.
+    Returns n, clusters, rate, low, high. Raises ValueError if there is nothing. Source: scipy.
+    """
+    values, (names, codes) = np.asarray(values, float), np.unique(np.asarray(clusters), return_inverse=True)
+    if not len(values) or len(values) != len(codes):
+        raise ValueError("values must be one number per answer, and clusters one name for each")
+    parts = [values[codes == code] for code in range(len(names))]
+    if len(parts) == 1:
+        parts = values[:, None]
+    sizes, rate = np.array([len(part) for part in parts]), float(np.mean([part.mean() for part in parts]))
+    row = {"n": len(values), "clusters": len(names), "rate": rate}
+    if np.ptp(values) == 0:
+        half = wilson(0, len(names))[1]
+        return row | {"low": max(rate - half, min(0.0, rate)), "high": min(rate + half, max(1.0, rate))}
+    table, random = np.zeros((len(parts), sizes.max())), np.random.default_rng(seed)
+    for line, part in zip(table, parts, strict=True):
+        line[: len(part)] = part
+
+    def mean(chosen, axis):
+        inner = random.random((*chosen.shape, table.shape[1])) * sizes[chosen][..., None]
+        counted = np.arange(table.shape[1]) < sizes[chosen][..., None]
+        drawn = table[chosen[..., None], inner.astype(int)] * counted
+        return (drawn.sum(-1) / sizes[chosen]).mean(axis)
+
+    settings = {"vectorized": True, "method": "percentile", "batch": 200, "n_resamples": repeats, "rng": seed}
+    found = bootstrap((np.arange(len(parts)),), mean, **settings).confidence_interval
+    return row | {"low": float(min(found.low, rate)), "high": float(max(found.high, rate))}
+
+
 def success(drawn: pd.DataFrame) -> pd.DataFrame:
     """Attack success by method and attack: n, successes, rate, low, high (95 % Wilson), prompts (distinct ones asked;
     each is drawn with n / prompts seeds), top1_rate (with no threshold on the judge's probability).
