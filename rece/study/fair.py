@@ -136,40 +136,45 @@ def run(
 
 def _job(pipe, control, judge, world, fair, generate, budgets, job) -> tuple[pd.DataFrame, dict]:
     name, group, method, setting, numbers = job
-    members = plan.members(world, group)
-    cases = plan.cases(world, group, fair["per"][group["kind"]] * len(members), fair["seed"])
     row, victim = {}, {plan.ORIGINAL: pipe, plan.CONTROL: control}.get(method)
-    if victim is not None:
-        setting = "none"
-    else:
+    if victim is None:
         made = eraser(pipe, world, group, method, setting, numbers)
         victim, found = experiment.victim(pipe, made), certify(pipe, made, group["erase"])
         row = {"group": name, "method": method, "preserve": setting, "numbers": json.dumps(numbers)}
         row |= {"rank": made.rank, "certified": found.relative, "guarded": found.guarded}
+    wanted = {
+        attack: budget
+        for attack, budget in budgets.items()
+        if (method != plan.ORIGINAL or not attacks.needs(experiment.module(attack, budget)))
+        and (method != plan.CONTROL or budget.get("control"))
+        and (setting not in SETTINGS or setting in budget.get("preserve", SETTINGS))
+    }
+    kept = {} if method == plan.CONTROL else fair["kept"]
+    images = measured(pipe, victim, judge, world, group, fair | {"kept": kept}, generate, wanted)
+    return images.assign(group=name, method=method, preserve=setting)[COLUMNS], row
+
+
+def measured(
+    pipe, victim, judge, world: World, group: dict, fair: dict, generate: dict, budgets: dict
+) -> pd.DataFrame:
+    """What attacks bring back of a group, and what is kept, by one model: a row per picture, see `run`."""
+    cases = plan.cases(world, group, fair["per"][group["kind"]] * len(plan.members(world, group)), fair["seed"])
     parts = []
     for attack, budget in budgets.items():
-        module, aware = experiment.module(attack, budget), attacks.needs(experiment.module(attack, budget))
-        if method == plan.ORIGINAL and aware or method == plan.CONTROL and not budget.get("control"):
-            continue
-        if setting in SETTINGS and setting not in budget.get("preserve", SETTINGS) or attacks.applies(module, victim):
-            continue
-        some = cases.head(budget.get("n", len(cases)))
+        aware, some = attacks.needs(experiment.module(attack, budget)), cases.head(budget.get("n", len(cases)))
         own = {key: value for key, value in budget.items() if key != "preserve"}
         attempts = experiment.attempt(attack, victim if aware else pipe, pipe, some, world, group, own)
         rows = some.assign(prompt=attempts.prompts or "", seed=attempts.seeds, what=attack)
         parts.append((rows, attempts.embeds))
-    if method != plan.CONTROL:
+    if fair["kept"]:
         parts.append((kept_cases(pipe, world, group, fair["kept"], fair["seed"]), None))
     tables = []
     for rows, embeds in parts:
         answers = judge.answers(experiment.images_of(victim, rows, generate, embeds), rows)
-        table = pd.DataFrame({"what": rows.what, "concept": rows["name"]})
-        table["case"] = table.groupby(["what", "concept"]).cumcount()
-        table["top"] = answers.wanted.astype(int)
-        table["sure"] = (answers.wanted & (answers.probability >= fair["threshold"])).astype(int)
-        tables.append(table)
-    images = pd.concat(tables, ignore_index=True).assign(group=name, method=method, preserve=setting)
-    return images[COLUMNS], row
+        table = pd.DataFrame({"what": rows.what, "concept": rows["name"], "top": answers.wanted.astype(int)})
+        table.insert(2, "case", table.groupby(["what", "concept"]).cumcount())
+        tables.append(table.assign(sure=(answers.wanted & (answers.probability >= fair["threshold"])).astype(int)))
+    return pd.concat(tables, ignore_index=True)
 
 
 def grid(fair: dict, erase: dict) -> list[tuple[str, dict]]:

@@ -1,0 +1,46 @@
+"""Why the guarded eraser works: the same solve with one thing changed at a time, on the same groups and prompts."""
+
+import torch
+from diffusers import DiffusionPipeline
+
+from rece import layers, solver, texts
+from rece.emoji.world import World
+from rece.eraser import Eraser
+from rece.guarding import guard
+from rece.study import fair as study
+
+
+def variants(pipe: DiffusionPipeline, world: World, group: dict, mu: float) -> dict[str, Eraser]:
+    """The guarded eraser of a group, and what becomes of it with one thing changed.
+
+    "guarded"; "no neighbours": their names are not preserved; "nothing preserved" but ""; "oblique", see
+    `solver.oblique`; "ridge I": U from (P + lambda I)^-1 in the space of tokens, which knows nothing of what the layers
+    see, lambda I having the trace of mu G^-1; "soft": UCE's least squares with the ridge mu G^-1 in place of lambda I,
+    which weakens directions and removes none; "plain directions": U = D, whatever is preserved. On the CPU.
+    """
+    names = study.preserved(world, group, "names")
+    near = {world.words[name][0] for name in study.neighbours(pipe, world, group)}
+    made = {
+        "guarded": guard(pipe, group["erase"], preserve=names, mu=mu, progress=False),
+        "no neighbours": guard(
+            pipe, group["erase"], preserve=[name for name in names if name not in near], mu=mu, progress=False
+        ),
+        "nothing preserved": guard(pipe, group["erase"], preserve=[], mu=mu, progress=False),
+        "oblique": guard(pipe, group["erase"], preserve=names, mu=mu, oblique=1.0, progress=False),
+    }
+    Q, back = layers.answers(pipe)
+    pairs = [(text, " ") for text in group["erase"]]
+    _, (K, T), _ = texts.erased_tokens(pipe, "tokens", pairs, Q.device)
+    D = torch.linalg.svd((K - T) @ Q.T, full_matrices=False)[2][: made["guarded"].provenance["rank"]].T
+    PP = texts.encode_gram(pipe, [*names, " ", ""])
+    eye = torch.eye(len(PP), dtype=PP.dtype)
+    answered = Q @ PP @ Q.T
+    scale = answered.trace() / len(answered)  # of mu, in units of the answers
+    lamb = mu * scale * (back @ back.T).trace() / len(eye)  # lambda I has the trace of mu G^-1
+    W = torch.linalg.solve(PP + lamb * eye, back @ D)
+    made["ridge I"] = Eraser(solver.guard_map(Q, back, *[torch.linalg.qr(back.T @ W)[0]] * 2))
+    A = answered + mu * scale * torch.eye(len(Q), dtype=Q.dtype) + Q @ (K.T @ K) @ Q.T
+    soft = torch.linalg.solve(A, Q @ (K.T @ (T - K)) @ Q.T).T
+    made["soft"] = Eraser(eye + back @ soft @ Q)
+    made["plain directions"] = Eraser(solver.guard_map(Q, back, D, D))
+    return made
