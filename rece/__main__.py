@@ -50,6 +50,13 @@ RULES = (
 KEYWORDS = {name: (meaning, holds) for names, meaning, holds in RULES for name in names.split()}
 
 
+CERTIFIED = {  # what `rece certify` prints of its columns
+    "distance": "no prompt's token comes closer than this to the last word of the concept.",
+    "embedding": "no embedding whatever comes closer than this.",
+    "shipped": "as embedding, for the file's rounded weights, and embeddings up to ten times as long as the word's.",
+}
+
+
 class Command(TyperCommand):
     """A command whose options for lists take several values: `--preserve cat car` is `--preserve cat --preserve car`.
 
@@ -197,11 +204,46 @@ def erase(
     _free(load, output, ".safetensors", force)
     import rece
 
-    eraser = rece.erase(_load(**load), concept, **settings)
-    if load["revision"] is not None:
-        eraser.provenance["revision"] = load["revision"]
-    eraser.save(output)
-    _say(f"{output}: {eraser}, rank {eraser.rank}")
+    _save(rece.erase(_load(**load), concept, **settings), load, output)
+
+
+@_command(
+    "guard",
+    "rece guard data/emoji-diffusion dog -o dog.safetensors",
+    "rece guard data/emoji-diffusion dog bus -o two.safetensors --preserve-file words.txt --mu 1",
+)
+def guard(
+    load: dict,
+    concept: _argument(list[str], "CONCEPT", "what to erase; several are one edit"),
+    output: Output,
+    synonyms: _option(list[str], "further texts of the concept, if it is one") = None,
+    target: _option(list[str], "what to draw instead: one, or one each (default: the nearest that is allowed)") = None,
+    preserve: _option(list[str], "texts to keep (default: some twelve hundred everyday words)") = None,
+    preserve_file: _option(Path, "texts to keep, one per line", "FILE") = None,
+    mu: _option(
+        float, "more guards more and moves others more (default: chosen by how far they move)", "NUMBER"
+    ) = None,
+    rank: _option(int, "how many directions are guarded (default: one per concept, or a few more)", "NUMBER") = None,
+    oblique: _option(float, "0 to 1: share of the oblique form (default 0, or 1 with --target)", "NUMBER") = None,
+    force: Force = False,
+) -> None:
+    """Compute the guarded eraser: no embedding is answered nearer to a concept than its own name."""
+    if preserve_file is not None:
+        preserve = [*(preserve or []), *_lines(preserve_file)]
+    target = target[0] if target and len(target) == 1 else target
+    _free(load, output, ".safetensors", force)
+    import rece
+
+    settings = {"synonyms": synonyms, "target": target, "preserve": preserve}
+    made = rece.guard(_load(**load), concept, **settings, mu=mu, rank=rank, oblique=oblique)
+    _save(made, load, output)
+    report = made.provenance["report"]
+    text, least = min(report["guard"].items(), key=lambda one: one[1])
+    _say(f"guard: no embedding comes nearer to a concept than {least:.2f} of its distance to its target ({text!r})")
+    mu = made.provenance["mu"]
+    print(f"drift: preserved texts move {report['drift']:.2f} of their distance to ' ', on average (mu {mu:.3g})")
+    nearest = ", ".join(f"{text} {moved:.2f}" for text, moved in report["moved"].items())
+    _say(f"nearest to a concept, and how far they move: {nearest or 'none'}")
 
 
 @_command("apply", "rece apply data/emoji-diffusion dog.safetensors -o without-dog")
@@ -258,14 +300,18 @@ def recover(
     _say(f"{output}: {'the' if found.exact else 'the best'} eraser, rank {found.eraser.rank}")
 
 
-@_command("certify", "rece certify stable-diffusion-v1-4 nudity.safetensors --others car tree --synonyms naked")
+@_command(
+    "certify",
+    "rece certify stable-diffusion-v1-4 nudity.safetensors --others car tree --synonyms naked",
+    "rece certify stable-diffusion-v1-4 esd.pt nudity",
+)
 def certify(
     load: dict,
     words: _argument(
         list[str],
-        "[ERASER] CONCEPT",
-        "an eraser file, then concepts. Without the file the model is certified as it is. Without concepts, those "
-        "that the eraser erases are taken",
+        "[FILE] CONCEPT",
+        "an eraser, edited weights or a LoRA, then concepts. Without the file the model is certified as it is. "
+        "Without concepts, those that the file says it erases are taken",
     ),
     target: _option(list[str], 'what was drawn instead (default: as the eraser says, or else " ")') = None,
     others: _option(list[str], "innocent concepts to compare with") = None,
@@ -274,29 +320,42 @@ def certify(
     """Bound how close any prompt comes to a concept. A bound that is not passed is a result: the exit code is 0."""
     _known(load)
     import rece
+    from rece.sharing import recover as sharing
 
-    eraser, known = None, {}
-    if words[0].endswith(".safetensors") or Path(words[0]).is_file():
-        eraser = rece.Eraser.load(words.pop(0))
-        known = eraser.provenance
+    eraser, known, shipped, pipe = None, {}, None, None
+    if words[0].endswith(".safetensors") or Path(words[0]).exists():
+        file = Path(words.pop(0))
+        file = file / "pytorch_lora_weights.safetensors" if file.is_dir() else file
+        is_eraser, known = sharing.described(file)
+        if is_eraser:
+            eraser, shipped = rece.Eraser.load(file), load["dtype"]
+        else:
+            pipe = _load(**load)
+            shipped = sharing.edited_layers(pipe, file)
     concepts = words or known.get("concepts")
     if not concepts:
         raise ValueError("CONCEPT must be given: the file does not say what it erases")
     sent = dict(zip(known.get("concepts", []), known.get("target", []), strict=False))
     target = target or [sent.get(text, " ") for text in concepts]
     target = target[0] if len(target) == 1 else target
-    made = rece.certify(_load(**load), eraser, concepts, target=target, others=others, synonyms=synonyms)
-    columns = ["concept", "distance", "edited", "target", "other", "nearest", "synonym"]
+    asked = {"target": target, "others": others, "synonyms": synonyms, "shipped": shipped}
+    made = rece.certify(pipe or _load(**load), eraser, concepts, **asked)
+    columns = ["concept", "distance", "embedding", "shipped", "edited", "target", "other", "nearest", "synonym"]
     table = made.words[columns].dropna(axis=1, how="all")
-    table.insert(2, "share", table.distance / table.target)
+    if pipe is not None:  # weights are no map: what holds is what is said of them as they are
+        table = table.drop(columns=["distance", "embedding", "edited"], errors="ignore")
     for row in table.to_string(index=False, float_format="{:.4g}".format).splitlines():
         _say(row)
-    print("distance: no prompt's token comes closer than this to the last word of the concept.")
-    print("share: the distance, divided by the distance of the target.")
-    if others and made.passed:
-        print("passed: yes. No prompt comes as close to a concept as the nearest of --others is.")
-    elif others:
-        print("passed: no. It is not proven that every prompt stays further away than the nearest of --others.")
+    for name, meaning in CERTIFIED.items():
+        if name in table:
+            print(f"{name}: {meaning}")
+    if "distance" in table:
+        print(f"share: the least distance is {made.relative:.3g} of the distance of the target.")
+    if "embedding" in table and not made.guarded > 1e-6:
+        print("Some embedding is answered exactly as a concept was: the map is invertible.")
+    if others and "distance" in table:
+        far = "yes. No prompt comes as close to a concept as the nearest of --others is."
+        print(f"passed: {far if made.passed else 'no. That no prompt comes as close as --others is not proven.'}")
 
 
 @_command(
@@ -421,6 +480,14 @@ def _known(load: dict) -> None:
     if load["revision"] is None and not Path(model).is_dir():
         hub = "; for a model of the hub, give its full commit hash with --revision" if model.count("/") == 1 else ""
         raise FileNotFoundError(f"MODEL: there is no folder {model!r}{hub}")
+
+
+def _save(eraser, load: dict, output: Path) -> None:
+    """Write an eraser that was just made, and say so."""
+    if load["revision"] is not None:
+        eraser.provenance["revision"] = load["revision"]
+    eraser.save(output)
+    _say(f"{output}: {eraser}, rank {eraser.rank}")
 
 
 def _lines(file: Path) -> list[str]:

@@ -26,7 +26,7 @@ NEUTRAL = 0.2  # share of " " and "" in what is preserved: they are a part of ev
 ENERGY = 0.99  # of the concept's answers, that the guarded directions hold by default
 DRIFT = 0.2  # how far preserved texts may move on average, as a share of their distances to " ", if mu is not given
 MUS = tuple(5 * 10 ** (-step / 8) for step in range(17))  # what mu is then chosen from: more than 5 guards hardly more
-SAME_MEANING = 0.5  # cosine from which on an everyday text means a concept, and is not preserved
+SAME_MEANING = 0.7  # cosine from which on an everyday text means a concept, and is not preserved
 REPORTED = 10  # preserved texts that the report tells of
 
 

@@ -5,6 +5,7 @@ a LoRA holds the change alone. If the edit is one matrix for all layers that rea
 the matrix can be found again; and whether it was one is measured.
 """
 
+import json
 import pickle
 import warnings
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -96,6 +97,31 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             warnings.warn(f"{path.name}: took {prefix!r} off all {len(weights)} names", stacklevel=2)
             weights = {name.removeprefix(prefix): weight for name, weight in weights.items()}
     return weights
+
+
+def described(path: str | Path) -> tuple[bool, dict]:
+    """Whether a file is an eraser, and the provenance that a file of ours holds; {} of other files.
+
+    Raises FileNotFoundError, or ValueError if a safetensors file is broken.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no eraser file at {path}")
+    if path.suffix != ".safetensors":
+        return False, {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "map" in file.keys(), json.loads((file.metadata() or {}).get("rece", "{}"))
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file: make it again ({error})") from None
+
+
+def edited_layers(pipe: DiffusionPipeline, path: str | Path) -> dict[str, Tensor]:
+    """The weights that a file gives the pipeline's layers, by layer name; of a LoRA those with it merged in, float64.
+
+    Raises ValueError on names that the model lacks, or on other shapes; and as `read_weights`.
+    """
+    return {name.removesuffix(".weight"): weight for name, weight in _matched(pipe, read_weights(path))[1].items()}
 
 
 def apply_weights(pipe: DiffusionPipeline, weights: dict[str, Tensor]) -> dict[str, Tensor]:

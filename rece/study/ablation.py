@@ -14,7 +14,7 @@ def variants(pipe: DiffusionPipeline, world: World, group: dict, mu: float) -> d
     """The guarded eraser of a group, and what becomes of it with one thing changed.
 
     "guarded"; "no neighbours": their names are not preserved; "nothing preserved" but ""; "oblique", see
-    `solver.oblique`; "ridge I": U from (P + lambda I)^-1 in the space of tokens, which knows nothing of what the layers
+    `solver.oblique`; "ridge I": U from (P + lambda I)^-1 in the space of tokens, which knows nothing of what layers
     see, lambda I having the trace of mu G^-1; "soft": UCE's least squares with the ridge mu G^-1 in place of lambda I,
     which weakens directions and removes none; "plain directions": U = D, whatever is preserved. On the CPU.
     """
