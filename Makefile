@@ -8,18 +8,19 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 export DIFFUSERS_VERBOSITY := error
 export TRANSFORMERS_VERBOSITY := error
-demo repro data paper bench lab: export PYTHONWARNINGS := ignore
+demo repro fair data paper bench lab: export PYTHONWARNINGS := ignore
 # Idle threads sleep: on a busy machine spinning ones make the small model ten times slower.
 export OMP_WAIT_POLICY ?= passive
 paper: export HF_HUB_OFFLINE := 0
 paper: export PYTHONDONTWRITEBYTECODE := 1
 
-# In the order of the pipeline: with default parameters each reads what the one before it wrote.
-STAGES := $(patsubst %,notebooks/%.ipynb,dataset pretrain judge control erase attack evaluate sweep plot paper)
-NOTEBOOKS := $(STAGES) notebooks/closed_form.ipynb notebooks/red_team.ipynb
+# Two chains that are tested side by side. In each, with default parameters, a notebook reads what those before it wrote.
+ONE := $(patsubst %,notebooks/%.ipynb,dataset pretrain judge control erase attack evaluate sweep plot paper)
+TWO := $(patsubst %,notebooks/%.ipynb,choose fair limits compare)
+READING := $(patsubst %,notebooks/%.ipynb,closed_form red_team guarded)
 NBVAL := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-kernel-startup-timeout 120
 
-.PHONY: help setup demo repro paper test bench lab lint format data clean
+.PHONY: help setup demo repro fair paper test bench lab lint format data clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -55,7 +56,8 @@ paper: setup  ## a table of the paper on a GPU: TABLE=nudity, unsafe, 'artist-*'
 
 test: setup  ## run the tests, then every notebook with its default parameters
 	@pytest --numprocesses logical --maxprocesses 4 --dist loadscope
-	@$(NBVAL) $(NOTEBOOKS)
+	@$(NBVAL) $(TWO) $(READING) > .nbval.log 2>&1 & \
+	    $(NBVAL) $(ONE); one=$$?; wait $$!; two=$$?; cat .nbval.log; exit $$((one + two))
 
 bench: setup  ## time solver, certificate and attacks against their literal forms; count the paper's work
 	@python tests/bench/edit.py
@@ -73,12 +75,18 @@ lint: setup  ## check style, notebooks too, and that imports point one way
 format: setup  ## fix what lint can fix, and strip the stage notebooks
 	@ruff check --quiet --fix
 	@ruff format --quiet
-	@nbstripout $(STAGES)
+	@nbstripout $(ONE) $(TWO)
 
-# The stages of the embedded model are frozen, so that `dvc repro` takes their outputs from git. `dvc unfreeze`
-# would rewrite the file and lose its layout and comments.
+# Frozen stages: `dvc repro` takes their outputs from git. `dvc unfreeze` would rewrite the file and lose its layout and
+# comments.
+THAW := trap 'mv dvc.yaml.frozen dvc.yaml' EXIT; sed -i.frozen '/^ *frozen: true/d' dvc.yaml
+
+fair: setup  ## rerun the fair study, whose results are in git (an hour on two cores with bfloat16)
+	@$(THAW); dvc repro choose; for kind in object joint style category; do dvc repro --single-item fair@$$kind; done; \
+	    dvc repro --single-item limits; dvc repro compare
+
 data: setup  ## rebuild the embedded model from its images (hours; needs npm)
-	@trap 'mv dvc.yaml.frozen dvc.yaml' EXIT; sed -i.frozen '/^ *frozen: true/d' dvc.yaml; dvc repro pretrain judge control
+	@$(THAW); dvc repro pretrain judge control
 
 clean:  ## remove results and caches; .venv and DVC's cache stay
 	@rm -rf .cache/study dvc_plots .hypothesis .pytest_cache .ruff_cache

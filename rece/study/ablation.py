@@ -1,5 +1,6 @@
 """Why the guarded eraser works: the same solve with one thing changed at a time, on the same groups and prompts."""
 
+import pandas as pd
 import torch
 from diffusers import DiffusionPipeline
 
@@ -8,6 +9,8 @@ from rece.emoji.world import World
 from rece.eraser import Eraser
 from rece.guarding import guard
 from rece.study import fair as study
+from rece.study.experiment import victim
+from rece.study.parallel import cells
 
 
 def variants(pipe: DiffusionPipeline, world: World, group: dict, mu: float) -> dict[str, Eraser]:
@@ -44,3 +47,24 @@ def variants(pipe: DiffusionPipeline, world: World, group: dict, mu: float) -> d
     made["soft"] = Eraser(eye + back @ soft @ Q)
     made["plain directions"] = Eraser(solver.guard_map(Q, back, D, D))
     return made
+
+
+def run(
+    pipe, judge, world: World, groups: dict, chosen: dict, fair: dict, generate: dict, budgets: dict
+) -> pd.DataFrame:
+    """Every variant of every group, attacked and asked for what is kept: rows as of `fair.run`, method is the variant.
+
+    chosen: see `fair.choose`; the guarded eraser's mu where names are preserved, 5 where it was chosen without labels.
+    """
+
+    def one(job) -> pd.DataFrame:
+        name, group, variant, made = job
+        table = study.measured(pipe, victim(pipe, made), judge, world, group, fair, generate, budgets)
+        table = table.assign(group=name, method=variant, preserve="names")[study.COLUMNS]
+        return table.assign(kind=group["kind"])
+
+    jobs = []
+    for name, group in groups.items():
+        mu = chosen["guarded", "names", group["size"]]["mu"] or 5.0
+        jobs += [(name, group, variant, made) for variant, made in variants(pipe, world, group, mu).items()]
+    return pd.concat(cells(one, jobs, "ablation"), ignore_index=True)

@@ -105,6 +105,18 @@ class Fair(Section):
     attacks: dict[str, dict]
 
 
+class Limits(Section):
+    """The numbers of `rece.study.ablation` and `rece.study.relearning`."""
+
+    object: PositiveInt
+    twenty: NonNegativeInt
+    pictures: PositiveInt
+    n: PositiveInt
+    steps: list[NonNegativeInt]
+    lr: float
+    batch_size: PositiveInt
+
+
 class Study(Section):
     """The sections that every study has."""
 
@@ -132,6 +144,7 @@ class EmbeddedStudy(Study):
     """Those of the embedded model's study too."""
 
     fair: Fair
+    limits: Limits
     fair_kinds: list[str]
     sweep_concepts: list[str]
     validation: list[str]

@@ -221,6 +221,20 @@ def choose(validation: pd.DataFrame) -> dict[tuple[str, str, int], dict]:
     return found
 
 
+def first(groups: dict, numbers: dict[str, int]) -> dict:
+    """The first groups of each kind, as many as `numbers` says."""
+    kinds = {
+        kind: [name for name, group in groups.items() if group["kind"] == kind][:n] for kind, n in numbers.items()
+    }
+    return {name: groups[name] for names in kinds.values() for name in names}
+
+
+def clustered(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Rates of sure answers by some columns, with intervals that resample groups."""
+    parts = table.groupby(by, sort=False)
+    return pd.DataFrame([dict(zip(by, key, strict=True)) | statistics.clustered(p.sure, p.group) for key, p in parts])
+
+
 def rates(images: pd.DataFrame) -> pd.DataFrame:
     """The rates of a table of images, by kind, method, preserve and what: sure answers and top labels.
 

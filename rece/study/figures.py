@@ -390,3 +390,32 @@ def fair_bargain(erasers: pd.DataFrame) -> Figure:
         ax.grid(color="0.93")
     fig.tight_layout()
     return fig
+
+
+def ablation(rates: pd.DataFrame) -> Figure:
+    """Rates of sure answers, a row per variant of the eraser, a column per attack or kept set: see `fair.rates`."""
+    kinds = order(rates.kind)
+    fig, axes = plt.subplots(1, len(kinds), figsize=(4.6 * len(kinds) + 1.4, 3.6), sharey=True, squeeze=False)
+    for ax, kind in zip(axes[0], kinds, strict=True):
+        table = rates[rates.kind == kind].pivot_table(index="method", columns="what", values="rate", sort=False)
+        sns.heatmap(table, ax=ax, cbar=False, linewidths=0.5, **RATES)
+        ax.set(title=label(kind), xlabel="", ylabel="")
+        ax.set_xticklabels([label(text.get_text()) for text in ax.get_xticklabels()], rotation=35, ha="right")
+    fig.tight_layout()
+    return fig
+
+
+def relearning(rates: pd.DataFrame) -> Figure:
+    """Success against steps of training on pictures of the concept: columns method, steps, rate, low, high."""
+    fig, ax = plt.subplots(figsize=(6.4, 3.8))
+    for n, method in enumerate(order(rates.method)):
+        part = rates[rates.method == method]
+        x = np.arange(len(part)) + 0.06 * (n - 2)
+        error = np.array([part.rate - part.low, part.high - part.rate]).clip(0)
+        ax.errorbar(x, part.rate, yerr=error, marker="o", ms=5, lw=1.4, color=colour(method), label=label(method))
+        ax.set_xticks(np.arange(len(part)), part.steps)
+    ax.set(xlabel="steps of training on ten pictures", ylabel="success on new prompts", ylim=(-0.04, 1.04))
+    ax.grid(axis="y", color="0.92")
+    ax.legend(frameon=False, fontsize=9)
+    fig.tight_layout()
+    return fig
