@@ -419,3 +419,27 @@ def relearning(rates: pd.DataFrame) -> Figure:
     ax.legend(frameon=False, fontsize=9)
     fig.tight_layout()
     return fig
+
+
+def along_mu(table: pd.DataFrame, most: float, largest: float) -> Figure:
+    """Guard and drift against mu, one line per number of objects erased at once, and what the default rule takes.
+
+    table: columns objects, mu, guard, drift (see `rece.guard`). most: the drift that the rule allows. largest: its mu.
+    """
+    fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), sharex=True)
+    for n, (size, part) in enumerate(table.groupby("objects")):
+        fits = part[(part.drift <= most) & (part.mu <= largest)]
+        for ax, name in zip(axes, ("guard", "drift"), strict=True):
+            ax.plot(
+                part.mu, part[name], "o-", ms=4, color=PALETTE[n], label=f"{size} at once" if size > 1 else "1 object"
+            )
+            ax.plot(fits.mu.iloc[-1:], fits[name].iloc[-1:], "o", ms=11, mfc="none", mew=2, color=PALETTE[n])
+    axes[1].axhline(most, color="0.5", lw=1, ls="--")
+    axes[0].set(ylabel="guard: share of the distance to the target", ylim=(0, 1))
+    axes[1].set(ylabel="drift of what is preserved", ylim=(0, None))
+    for ax in axes:
+        ax.set(xscale="log", xlabel="µ")
+        ax.grid(color="0.93")
+    axes[1].legend(frameon=False, fontsize=9, title="circle: the default", title_fontsize=8)
+    fig.tight_layout()
+    return fig
