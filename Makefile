@@ -83,7 +83,7 @@ THAW := trap 'mv dvc.yaml.frozen dvc.yaml' EXIT; sed -i.frozen '/^ *frozen: true
 
 fair: setup  ## rerun the fair study, whose results are in git (an hour on two cores with bfloat16)
 	@$(THAW); dvc repro choose; for kind in object joint style category; do dvc repro --single-item fair@$$kind; done; \
-	    dvc repro --single-item limits; dvc repro compare
+	    dvc repro --single-item limits
 
 data: setup  ## rebuild the embedded model from its images (hours; needs npm)
 	@$(THAW); dvc repro pretrain judge control

@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 import rece
-from rece import attacks, certificate, layers, solver, texts
+from rece import attacks, certificate, families, layers, solver, texts
 from rece.emoji import world as worlds
 from rece.study import config, experiment
 
@@ -213,8 +213,6 @@ def test_bad_input_is_named(pipe):
     with pytest.raises(ValueError, match="eraser must be for text width 32"):
         rece.certify(pipe, rece.Eraser(torch.eye(8)), "dog")
     with pytest.raises(TypeError, match="does not leave one final LayerNorm"):
-        rece.certify(tiny.sdxl(), None, "dog")
-    with pytest.raises(TypeError, match="does not leave one final LayerNorm"):
         rece.erase(tiny.sdxl(), "dog", rounds="auto", progress=False)
     with pytest.raises(ValueError, match='others is read by rounds="auto" alone'):
         rece.erase(pipe, "dog", others=["cat"], progress=False)
@@ -233,3 +231,62 @@ def test_reachable_attack_feeds_the_certificates_minimisers(pipe):
     assert_close(found.embeds[:, 0], texts.encode(pipe, ["dog", "a dog"])[:, 0])
     with pytest.raises(ValueError, match="victim must carry an eraser"):
         attacks.run("reachable", pipe, ["dog"], [1], original=pipe, concept={"name": "dog"})
+
+
+FAMILIES = [tiny.sd, tiny.sdxl, tiny.sd3, tiny.flux, tiny.pixart]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+def test_any_embedding_is_certified_on_every_family_and_path(family):
+    """0 after an invertible edit; after a guarded one the guard, on both paths."""
+    pipe = family()
+    plain = rece.certify(pipe, None, ["dog", "cat"])
+    settings = tiny.numbers(uce_lamb=5.0, lamb=2.0, derive_lamb=0.5, rounds=1)
+    invertible = rece.erase(pipe, "dog", **settings, progress=False)
+    guarded = rece.guard(pipe, "dog", preserve=["cat", "a hat"], progress=False)
+    scale = plain.words.target.max()
+    assert (plain.table.embedding < 1e-9 * scale).all()
+    assert (rece.certify(pipe, invertible, "dog").table.embedding < 1e-6 * scale).all()
+    found = rece.certify(pipe, guarded, "dog")
+    assert found.guarded == pytest.approx(guarded.provenance["report"]["guard"]["dog"], rel=1e-9)
+    assert_close(found.table.embedding.to_numpy(), found.table.edited.to_numpy(), rtol=1e-9, atol=1e-9)
+    assert (found.table.kind == "pooled").any() == ("pooled" in families.paths(pipe))
+    assert found.table.distance.isna().all() == (family is not tiny.sd)
+
+
+def test_any_embedding_is_least_squares():
+    random = torch.Generator().manual_seed(0)
+    A, wanted = (torch.randn(*shape, generator=random, dtype=F64) for shape in ((8, 6), (3, 8)))
+    A[:, 5] = A[:, 0]  # a direction too few
+    for row, distance in zip(wanted, certificate.any_embedding(A, wanted), strict=True):
+        h = torch.linalg.lstsq(A, row, driver="gelsd").solution
+        assert distance.item() == pytest.approx((A @ h - row).norm().item(), rel=1e-12)
+
+
+def test_the_bound_of_weights_is_the_least_over_a_ball():
+    """It is below everything that a search in the ball finds, is attained by descent, and is least squares beyond."""
+    random = torch.Generator().manual_seed(0)
+    W, edited, C = (torch.randn(*shape, generator=random, dtype=F64) for shape in ((9, 4), (9, 4), (2, 4)))
+    A, B, G = edited.T @ edited, edited.T @ W, W.T @ W
+    for reach in (0.2, 0.7, 100.0):
+        for c, least in zip(C, certificate.weights_bound(A, B, G, C, reach), strict=True):
+            h, radius = torch.zeros(4, dtype=F64), reach * c.norm()
+            for _ in range(5000):  # projected gradient descent
+                h = h - (A @ h - B @ c) / torch.linalg.eigvalsh(A)[-1]
+                h = h * (radius / h.norm()).clamp(max=1)
+            assert least.item() == pytest.approx((edited @ h - W @ c).norm().item(), rel=1e-6)
+
+
+def test_what_is_shipped_is_certified(pipe):
+    """Rounding takes little off the guard within reach; an edit that is no map is certified by its weights."""
+    guarded = rece.guard(pipe, "dog", preserve=["cat", "a hat"], progress=False)
+    exact = rece.certify(pipe, guarded, "dog", shipped="float64").words
+    assert exact.shipped.item() == pytest.approx(exact.embedding.item(), rel=1e-6)
+    for dtype, most in {"float32": 1e-3, "float16": 0.2, "bfloat16": 0.7, "int8": 0.9}.items():
+        rounded = rece.certify(pipe, guarded, "dog", shipped=dtype).words
+        assert (1 - most) * exact.shipped.item() <= rounded.shipped.item() <= exact.shipped.item() * (1 + most), dtype
+    gone = {name: torch.zeros_like(weight) for name, weight in layers.originals(pipe).items()}
+    nothing = rece.certify(pipe, None, "dog", shipped=gone).words
+    dog = texts.at_last_words(pipe, ["dog"])
+    assert nothing.shipped.item() == pytest.approx(certificate.norm(dog, layers.gram(pipe)).item())
+    assert rece.certify(pipe, None, "dog").words.shipped.isna().all()

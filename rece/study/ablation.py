@@ -60,8 +60,7 @@ def run(
     def one(job) -> pd.DataFrame:
         name, group, variant, made = job
         table = study.measured(pipe, victim(pipe, made), judge, world, group, fair, generate, budgets)
-        table = table.assign(group=name, method=variant, preserve="names")[study.COLUMNS]
-        return table.assign(kind=group["kind"])
+        return table.assign(group=name, method=variant, preserve="names", kind=group["kind"])
 
     jobs = []
     for name, group in groups.items():

@@ -24,7 +24,7 @@ SETTINGS = ("nothing", "names")
 JOINT = {"five": 5, "twenty": 20, "fifty": 50}
 NEIGHBOURS = 5
 CHOSEN_BY = ("plain", "synonym", "closed_form")  # the attacks that numbers are chosen by
-COLUMNS = ["group", "method", "preserve", "what", "concept", "case", "top", "sure"]
+COLUMNS = ["group", "method", "preserve", "numbers", "what", "concept", "case", "top", "sure"]
 
 
 def halves(world: World, fair: dict) -> tuple[list[str], list[str]]:
@@ -151,7 +151,7 @@ def _job(pipe, control, judge, world, fair, generate, budgets, job) -> tuple[pd.
     }
     kept = {} if method == plan.CONTROL else fair["kept"]
     images = measured(pipe, victim, judge, world, group, fair | {"kept": kept}, generate, wanted)
-    return images.assign(group=name, method=method, preserve=setting)[COLUMNS], row
+    return images.assign(group=name, method=method, preserve=setting, numbers=json.dumps(numbers))[COLUMNS], row
 
 
 def measured(
