@@ -82,8 +82,7 @@ format: setup  ## fix what lint can fix, and strip the stage notebooks
 THAW := trap 'mv dvc.yaml.frozen dvc.yaml' EXIT; sed -i.frozen '/^ *frozen: true/d' dvc.yaml
 
 fair: setup  ## rerun the fair study, whose results are in git (an hour on two cores with bfloat16)
-	@$(THAW); dvc repro choose; for kind in object joint style category; do dvc repro --single-item fair@$$kind; done; \
-	    dvc repro --single-item limits
+	@$(THAW); dvc repro choose fair
 
 data: setup  ## rebuild the embedded model from its images (hours; needs npm)
 	@$(THAW); dvc repro pretrain judge control
