@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 import rece
-from rece import families, guarding, layers, loading, methods, solver, texts
+from rece import families, guarding, layers, methods, solver, texts
 
 F64 = torch.float64
 KEPT = ["cat", "a hat", "house", "the sea"]
@@ -212,11 +212,15 @@ def test_gram_is_computed_once_until_a_weight_changes(pipe, monkeypatch):
 def test_the_everyday_list_is_kept_but_for_what_means_the_concept():
     listed = guarding.everyday()
     assert 1000 < len(listed) == len(set(listed)) < 1500 and all(text == text.strip().lower() for text in listed)
-    pipe = loading.load("data/emoji-diffusion")
+    from rece.study import config
+
+    pipe = config.load("data/emoji-diffusion")
+    kept, out = guarding.without(pipe, listed, ["dog"])
+    assert sorted([*kept, *out]) == sorted(listed)
+    assert "dog" in out and "a dog running on the grass" in out and {"cat", "wolf", "car"} <= set(kept)
+    assert "puppy" in guarding.without(pipe, [*listed, "puppy"], ["dog"])[1]  # by meaning, not by spelling
     eraser = rece.guard(pipe, "dog", progress=False)
-    out = eraser.provenance["left_out"]
-    assert eraser.provenance["preserve"] is None and set(out) < set(listed)
-    assert {"dog", "a dog running on the grass"} <= set(out) and not {"cat", "wolf", "car"} & set(out)
+    assert eraser.provenance["preserve"] is None and eraser.provenance["left_out"] == out
     assert eraser.provenance["report"]["guard"]["dog"] > 0.6 and eraser.provenance["report"]["drift"] < guarding.DRIFT
 
 
@@ -250,7 +254,7 @@ def test_saved_and_loaded_is_the_same(pipe, tmp_path):
         ({"rank": True}, "rank must be a whole number"),
         ({"oblique": 2.0}, "oblique must be a number from 0 to 1"),
         ({"target": ["cat", "hat"]}, "target must be one text or one per concept"),
-        ({"target": "dog"}, "the target of 'dog' is the same text"),
+        ({"target": "dog"}, "its target is the same text"),
         ({"synonyms": {"cat": ["kitty"]}}, "'cat' is none of the concepts"),
         ({"concept": ["dog", "bus"], "synonyms": ["puppy"]}, "synonyms must be a dict"),
     ],
