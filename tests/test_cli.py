@@ -165,7 +165,7 @@ def test_certify_prints_what_the_library_proves(model, dog, capsys):
     made = rece.certify(loading.load(model), rece.Eraser.load(dog), "dog", others=["sun", "cup"], synonyms=["puppy"])
     (word,) = made.words.itertuples()
     assert f"{word.distance:.4g}" in out and f"{word.synonym:.4g}" in out and word.nearest in out
-    assert f"passed: {'yes. No prompt' if made.passed else 'no. It is not proven'}" in out
+    assert f"passed: {'yes. No prompt' if made.passed else 'no. That no prompt'}" in out
     run("certify", model, dog)
     assert f"{word.distance:.4g}" in capsys.readouterr().out
     run("certify", model, "dog", "sun")

@@ -87,8 +87,9 @@ class Copy:
         (self.root / file).write_text(yaml.safe_dump(tree, sort_keys=False))
 
     def to_run(self, concept: str | None = None) -> list[str]:
-        """The stages that are not frozen, in the order of their names: those of one concept and of all."""
+        """The stages that are not frozen, by name: those that one concept's section reaches, or all."""
         found = [stage for stage in stages(self.root) if stage.runs and not stage.frozen]
+        found = [stage for stage in found if concept is None or stage.name != "compare"]  # of groups of its own
         return sorted(stage.name for stage in found if concept is None or stage.matrix in (None, concept))
 
     def git(self, *command: str):
@@ -122,7 +123,7 @@ def copy(tmp_path_factory) -> Copy:
 
 
 def test_first_repro_runs_every_stage_but_the_frozen_ones(copy):
-    assert sorted(copy.first) == copy.to_run() and len(copy.first) == 1 + 2 + 2 + 1 + 1
+    assert sorted(copy.first) == copy.to_run() and len(copy.first) == 1 + 2 + 2 + 1 + 1 + 1
 
 
 def test_second_repro_does_nothing(copy):
@@ -132,11 +133,11 @@ def test_second_repro_does_nothing(copy):
 
 
 def test_every_concept_has_a_section_of_its_own():
-    concepts = {stage.matrix for stage in stages() if stage.matrix}
-    assert concepts > set(CONCEPTS)
+    concepts = {stage.matrix for stage in stages() if stage.matrix and not stage.frozen}
+    assert concepts >= set(CONCEPTS)
     for stage in stages():
         named = {name.split(".")[-1] for name in stage.params} & concepts
-        assert named == ({stage.matrix} if stage.matrix else set()), stage.name
+        assert named == ({stage.matrix} & concepts), stage.name
 
 
 @pytest.mark.parametrize("concept", CONCEPTS)

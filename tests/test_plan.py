@@ -48,7 +48,7 @@ def test_concepts_that_numbers_are_chosen_on_are_not_reported():
 def test_the_control_never_saw_what_is_erased():
     params = config.params()
     erased = {name for concept in params["concepts"] for name in plan.members(WORLD, SPECS[concept])}
-    assert erased == set(params["train_control"]["without"])
+    assert erased <= set(params["train_control"]["without"])
 
 
 def test_every_attack_of_every_budget_is_there_and_takes_its_keywords():
