@@ -252,6 +252,8 @@ def test_any_embedding_is_certified_on_every_family_and_path(family):
     assert_close(found.table.embedding.to_numpy(), found.table.edited.to_numpy(), rtol=1e-9, atol=1e-9)
     assert (found.table.kind == "pooled").any() == ("pooled" in families.paths(pipe))
     assert found.table.distance.isna().all() == (family is not tiny.sd)
+    lengths = rece.certify(pipe, guarded, "dog", shipped="float64").table
+    assert_close(lengths.shipped.to_numpy(), found.table.embedding.to_numpy(), rtol=1e-6, atol=1e-6 * scale)
 
 
 def test_any_embedding_is_least_squares():
@@ -277,14 +279,78 @@ def test_the_bound_of_weights_is_the_least_over_a_ball():
             assert least.item() == pytest.approx((edited @ h - W @ c).norm().item(), rel=1e-6)
 
 
-def test_what_is_shipped_is_certified(pipe):
-    """Rounding takes little off the guard within reach; an edit that is no map is certified by its weights."""
+def test_the_bound_of_weights_falls_with_reach_from_no_embedding_to_least_squares():
+    random = torch.Generator().manual_seed(3)
+    W, edited, C = (torch.randn(*shape, generator=random, dtype=F64) for shape in ((30, 8), (30, 8), (3, 8)))
+    edited[:, 7] = edited[:, 0]  # singular: the hard case
+    A, B, G = edited.T @ edited, edited.T @ W, W.T @ W
+    reaches = [1e-6, 0.1, 0.5, 1.0, 3.0, 10.0, 1e3, 1e6]
+    bounds = torch.stack([certificate.weights_bound(A, B, G, C, reach) for reach in reaches])
+    assert (bounds.diff(dim=0) <= 1e-9).all()
+    assert_close(bounds[0], certificate.norm(C, G), rtol=1e-5, atol=0)  # h = 0
+    assert_close(bounds[-1], certificate.any_embedding(edited, C @ W.T))
+    quadratic = ((C @ (G - B.T @ torch.linalg.pinv(A, hermitian=True) @ B)) * C).sum(1).sqrt()
+    assert_close(bounds[-1], quadratic)
+    assert (bounds[3] <= ((C @ edited.T) - C @ W.T).norm(dim=1)).all()  # h = c
+    h = torch.nn.functional.normalize(torch.randn(20_000, 8, generator=random, dtype=F64))
+    h = h * torch.rand(20_000, 1, generator=random, dtype=F64)
+    for n, reach in enumerate(reaches):
+        for c, least in zip(C, bounds[n], strict=True):
+            assert ((reach * c.norm() * h) @ edited.T - W @ c).norm(dim=1).min() >= least * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("dtype, most", {"float32": 1e-3, "float16": 0.2, "bfloat16": 0.7, "int8": 0.9}.items())
+def test_rounded_weights_are_certified_as_they_are_shipped(pipe, dtype, most):
+    """Rounding takes little off the guard within reach. Beyond it, some embedding is answered as the concept was."""
     guarded = rece.guard(pipe, "dog", preserve=["cat", "a hat"], progress=False)
     exact = rece.certify(pipe, guarded, "dog", shipped="float64").words
     assert exact.shipped.item() == pytest.approx(exact.embedding.item(), rel=1e-6)
-    for dtype, most in {"float32": 1e-3, "float16": 0.2, "bfloat16": 0.7, "int8": 0.9}.items():
-        rounded = rece.certify(pipe, guarded, "dog", shipped=dtype).words
-        assert (1 - most) * exact.shipped.item() <= rounded.shipped.item() <= exact.shipped.item() * (1 + most), dtype
+    rounded = rece.certify(pipe, guarded, "dog", shipped=dtype).words.shipped.item()
+    assert abs(rounded / exact.shipped.item() - 1) <= most
+    weights = layers.edited(pipe, guarded.map, dtype=dtype)
+    assert rece.certify(pipe, None, "dog", shipped=weights).words.shipped.item() == pytest.approx(rounded, rel=1e-9)
+    A = torch.cat([W.double() for W in weights.values()])
+    wanted = texts.at_last_words(pipe, ["dog"]) @ torch.cat([W.double() for W in layers.originals(pipe).values()]).T
+    assert certificate.any_embedding(A, wanted).item() <= rounded * (1 + 1e-9)
+
+
+def test_int8_is_rounding_by_rows(pipe):
+    M = rece.erase(pipe, "dog", rounds=1, progress=False).map
+    for name, W in layers.originals(pipe).items():
+        W = W.double() @ M
+        step = W.abs().amax(1, keepdim=True) / 127
+        found = layers.edited(pipe, M, dtype="int8")[name].double()
+        assert_close(found / step, (W / step).round(), atol=1e-4, rtol=0)
+        assert ((found - W).abs() <= step / 2 * (1 + 1e-4)).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+def test_an_edit_that_is_no_map_is_certified_by_its_weights_on_both_paths(family):
+    """Fine-tuned weights, as of another method: least squares over all layers, those that the file lacks included."""
+    pipe, random = family(), torch.Generator().manual_seed(0)
+    paths = families.paths(pipe)
+    names = [name for path in paths for name in layers.originals(pipe, path)]
+    own = dict(families.model(pipe).named_parameters())
+    tuned = {name: own[f"{name}.weight"].detach() for name in names[: max(1, len(names) // 2)]}
+    tuned = {name: W + 0.1 * W.std() * torch.randn(W.shape, generator=random) for name, W in tuned.items()}
+    found = rece.certify(pipe, None, ["dog", "cat"], shipped=tuned).table
+    for path in paths:
+        W = layers.originals(pipe, path)
+        d = next(iter(W.values())).shape[1]
+        A = torch.cat([tuned.get(name, one)[:, :d].double() for name, one in W.items()])
+        wanted = torch.cat([W.double() for W in W.values()])
+        for text in ("dog", "cat"):
+            (c,) = texts.at_last_words(pipe, [text], path)
+            part = found[(found.concept == text) & (found["last"] if path == "tokens" else found.kind == "pooled")]
+            h = torch.linalg.lstsq(A, wanted @ c, driver="gelsd").solution
+            least = (A @ h - wanted @ c).norm().item()
+            assert part.shipped.item() >= least * (1 - 1e-6) - 1e-6 * (wanted @ c).norm()
+            if h.norm() <= certificate.REACH * c.norm():
+                assert part.shipped.item() == pytest.approx(least, rel=1e-5, abs=1e-6 * (wanted @ c).norm().item())
+    assert (found.embedding < 1e-9 * found.target.max()).all()  # the map that was given is that of no edit
+
+
+def test_layers_that_were_emptied_answer_nothing(pipe):
     gone = {name: torch.zeros_like(weight) for name, weight in layers.originals(pipe).items()}
     nothing = rece.certify(pipe, None, "dog", shipped=gone).words
     dog = texts.at_last_words(pipe, ["dog"])

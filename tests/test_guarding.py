@@ -1,7 +1,7 @@
 """The guarded eraser: its theorems on random matrices, then on pipelines of every family."""
 
 import math
-import warnings
+from itertools import product
 
 import pytest
 import tiny
@@ -9,11 +9,13 @@ import torch
 from torch.testing import assert_close
 
 import rece
-from rece import families, guarding, layers, methods, solver, texts
+from rece import families, guarding, layers, loading, methods, solver, texts
 
 F64 = torch.float64
 KEPT = ["cat", "a hat", "house", "the sea"]
 FAMILIES = {"sd": tiny.sd, "sdxl": tiny.sdxl, "sd3": tiny.sd3, "flux": tiny.flux, "pixart": tiny.pixart}
+FAMILIES["pixart sigma"] = lambda: tiny.pixart(sigma=True)
+SEEN = pytest.mark.parametrize("outputs", [(5, 9, 14), (4, 3)], ids=["all directions seen", "G singular"])
 
 
 class World:
@@ -40,7 +42,7 @@ class World:
         return (self.W @ (self.M if M is None else M) @ h - self.W @ c).norm()
 
 
-@pytest.mark.parametrize("outputs", [(5, 9, 14), (4, 3)], ids=["all directions seen", "G singular"])
+@SEEN
 def test_the_map_is_a_projection_and_its_answers_leave_a_subspace_alone(outputs):
     world = World(outputs=outputs)
     assert_close(world.Q.T @ world.Q, world.G)
@@ -51,7 +53,7 @@ def test_the_map_is_a_projection_and_its_answers_leave_a_subspace_alone(outputs)
     assert_close(world.U.T @ world.Q @ world.M, torch.zeros(2, 12, dtype=F64), atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("outputs", [(5, 9, 14), (4, 3)], ids=["all directions seen", "G singular"])
+@SEEN
 def test_no_embedding_comes_nearer_than_the_concepts_own_token(outputs):
     world = World(outputs=outputs)
     for c in world.K:
@@ -59,8 +61,8 @@ def test_no_embedding_comes_nearer_than_the_concepts_own_token(outputs):
         assert_close(world.distance(c, c), least)  # attained: asking plainly is the best attack
         tries = world.random(5000, 12) * 10 ** torch.linspace(-2, 2, 5000, dtype=F64)[:, None]
         assert min(world.distance(h, c) for h in tries) >= least * (1 - 1e-9)
-        for lamb in (1e-9, 0.1, 10.0):
-            (derived,) = solver.derive(world.M, world.G, c[None], lamb=lamb)
+        for lamb, reg in product((1e-9, 0.1, 10.0), ("zero", "surrogate2", "both")):
+            (derived,) = solver.derive(world.M, world.G, c[None], lamb=lamb, reg=reg)
             assert world.distance(derived, c) >= least * (1 - 1e-9)
         h = torch.nn.Parameter(c + world.random(12))
         adam = torch.optim.Adam([h], lr=0.05)
@@ -78,10 +80,11 @@ def test_no_map_with_this_bound_moves_any_token_less():
     tilted = solver.guard_map(world.Q, world.back, world.U, solver.oblique(world.U, world.D, 1.0))
     others = [tilted, solver.guard_map(world.Q, world.back, world.U, solver.oblique(world.U, world.D, 0.5))]
     others += [world.back @ allowed @ allowed.T @ world.random(12, 12) @ world.Q for _ in range(20)]
+    tokens = world.random(200, 12)
+    moved = ((tokens - tokens @ world.M.T) @ world.Q.T).norm(dim=1)
     for M in others:
         assert_close(world.U.T @ world.Q @ M, torch.zeros(2, 12, dtype=F64), atol=1e-9, rtol=0)
-        for x in world.random(200, 12):
-            assert world.distance(x, x) <= world.distance(x, x, M) * (1 + 1e-9)
+        assert (moved <= ((tokens - tokens @ M.T) @ world.Q.T).norm(dim=1) * (1 + 1e-9)).all()
 
 
 def test_the_directions_are_the_best_discriminant():
@@ -99,14 +102,30 @@ def test_the_directions_are_the_best_discriminant():
     assert U.grad.abs().max() < 1e-9
 
 
-def test_without_mu_the_directions_are_leaces():
-    """LEACE (arXiv 2306.03819): whiten by the covariance, here P, and project the concept's directions off."""
+def test_without_mu_the_directions_are_leaces_and_the_oblique_form_is_leace():
+    """LEACE (arXiv 2306.03819): whiten by the covariance, here P, project the directions off, and colour again."""
     world = World(mu=0.0)
-    P = world.PP / world.PP.trace() * len(world.PP)
-    values, vectors = torch.linalg.eigh(P)
-    whiten = vectors / values.sqrt() @ vectors.T
-    read = whiten @ torch.linalg.qr(whiten @ world.D)[0]  # the rows by which LEACE reads a token
-    assert_close(torch.linalg.qr(read)[0] @ torch.linalg.qr(read)[0].T, world.U @ world.U.T)
+    values, vectors = torch.linalg.eigh(world.PP)
+    whiten, colour = vectors / values.sqrt() @ vectors.T, vectors * values.sqrt() @ vectors.T
+    whitened = torch.linalg.qr(whiten @ world.D)[0]
+    leace = torch.eye(12, dtype=F64) - colour @ whitened @ whitened.T @ whiten
+    reads = torch.linalg.qr((torch.eye(12, dtype=F64) - leace).T @ world.D)[0]  # the rows by which LEACE reads a token
+    assert_close(reads @ reads.T, world.U @ world.U.T)
+    E = solver.oblique(world.U, world.D, 1.0)
+    assert_close(world.Q @ solver.guard_map(world.Q, world.back, world.U, E) @ world.back, leace)
+    nearly = solver.discriminant(world.D, world.PP, mu=1e-9)
+    assert_close(nearly @ nearly.T, reads @ reads.T, atol=1e-6, rtol=0)
+
+
+def test_the_map_in_the_space_of_tokens_without_any_root():
+    """W = (P + mu G^-1)^-1 D, E = G^-1 W (W^T G^-1 W)^-1 and M = I - E W^T, P having mean diagonal 1 as answers."""
+    world = World()
+    P, inverse = world.P.T @ world.P * 12 / world.PP.trace(), torch.linalg.inv(world.G)
+    W = torch.linalg.solve(P + 0.3 * inverse, world.back @ world.D)
+    E = inverse @ W @ torch.linalg.inv(W.T @ inverse @ W)
+    assert_close(torch.eye(12, dtype=F64) - E @ W.T, world.M)
+    bound = ((W.T @ world.K[0]) @ torch.linalg.inv(W.T @ inverse @ W) @ (W.T @ world.K[0])).sqrt()
+    assert_close(bound, world.bound(world.K[0]))
 
 
 def test_the_unit_of_the_text_space_changes_nothing():
@@ -129,60 +148,142 @@ def test_the_oblique_form_sends_the_concept_to_its_target_and_the_family_lies_be
             solver.oblique(world.U, world.D, share)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_weights_prompts_and_report_agree_on_every_family(family):
-    pipe = FAMILIES[family]()
-    before = {name: weight.clone() for name, weight in pipe.components[families.part(pipe)].state_dict().items()}
+def literal(pipe, pairs, kept, mu, path="tokens", rank=None):
+    """The whole method with the symmetric root of G and all rows at once: the map, its directions, and root."""
+    G = sum(W.double().T @ W.double() for W in layers.originals(pipe, path).values())
+    values, vectors = torch.linalg.eigh(G)
+    seen = values > 1e-12 * values[-1]
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    back = (vectors[:, seen] / values[seen].sqrt()) @ vectors[:, seen].T
+    read = lambda some: texts.encode(pipe, some, path=path)  # noqa: E731
+    rows = []
+    for C, T in (read([text, aim]) for text, aim in pairs):
+        there, last = C.any(-1), int(T.any(-1).sum()) - 1
+        rows.append((C - T[torch.arange(len(T)).clamp(max=last)])[there])
+    _, sizes, right = torch.linalg.svd(torch.cat(rows) @ root, full_matrices=False)
+    if rank is None:
+        energy = sizes.square().cumsum(0) / sizes.square().sum()
+        most = max(len(pairs), int((energy < guarding.ENERGY).sum()) + 1)
+        rank = min(most, int((sizes > 1e-7 * sizes[0]).sum()))
+    P, N = (read(some).flatten(0, 1) @ root for some in (kept, [" ", ""]))
+    A = (1 - guarding.NEUTRAL) * P.T @ P / len(kept) + guarding.NEUTRAL * N.T @ N / 2
+    A = A * seen.sum() / A.trace() + mu * torch.eye(len(A), dtype=F64)
+    U = torch.linalg.qr(vectors[:, seen] @ vectors[:, seen].T @ torch.linalg.solve(A, right[:rank].T))[0]
+    return torch.eye(len(G), dtype=F64) - back @ U @ U.T @ root, U, root
+
+
+@pytest.fixture(params=FAMILIES)
+def any_pipe(request):
+    return FAMILIES[request.param]()
+
+
+@pytest.mark.parametrize("concepts", [["dog"], ["dog", "big cat", "a"]])
+def test_the_map_is_the_literal_method_on_every_family_and_path(any_pipe, concepts):
+    eraser = rece.guard(any_pipe, concepts, preserve=KEPT, mu=0.5, progress=False)
+    maps = {"tokens": eraser.map, "pooled": eraser.pooled}
+    for path in families.paths(any_pipe):
+        M, U, root = literal(any_pipe, [(text, " ") for text in concepts], KEPT, 0.5, path)
+        assert_close(maps[path], M, atol=1e-6, rtol=1e-5)
+        assert_close(maps[path] @ maps[path], maps[path])
+        assert torch.linalg.matrix_rank(maps[path] - torch.eye(len(M), dtype=F64), rtol=1e-9) == U.shape[1]
+    assert (eraser.pooled is None) == (len(families.paths(any_pipe)) == 1)
+    assert rece.guard(any_pipe, concepts, preserve=KEPT, mu=0.5, pooled=False, progress=False).pooled is None
+
+
+def test_the_report_is_measured_on_the_map_and_the_pipeline_is_not_changed(any_pipe):
+    pipe = any_pipe
+    before = {name: weight.clone() for name, weight in families.model(pipe).state_dict().items()}
     eraser = rece.guard(pipe, "dog", preserve=KEPT, mu=0.5, progress=False)
-    after = pipe.components[families.part(pipe)].state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)  # the pipeline is read alone
-    assert (eraser.pooled is None) == ("pooled" not in families.paths(pipe))
-    report, (dog,), (neutral,) = eraser.provenance["report"], *(texts.at_last_words(pipe, [t]) for t in ("dog", " "))
-    for W in layers.originals(pipe).values():
-        assert_close((W.double() @ eraser.map) @ dog, W.double() @ (eraser.map @ dog))
+    report, (dog, neutral) = eraser.provenance["report"], texts.at_last_words(pipe, ["dog", " "])
     Q, _ = layers.answers(pipe)
     moved = (Q @ (dog - eraser.map @ dog)).norm() / (Q @ (dog - neutral)).norm()
     assert report["guard"]["dog"] == pytest.approx(moved.item(), rel=1e-9)  # the orthogonal form attains its bound
-    for text, share in report["moved"].items():
-        (x,), (n,) = (texts.at_last_words(pipe, [one], after=1) for one in (text, " "))
-        assert share == pytest.approx(((Q @ (x - eraser.map @ x)).norm() / (Q @ (x - n)).norm()).item(), rel=1e-9)
-    assert set(report["moved"]) == set(KEPT)
+    *X, end = texts.at_last_words(pipe, [*KEPT, " "], after=1)
+    shares = {
+        text: ((Q @ (x - eraser.map @ x)).norm() / (Q @ (x - end)).norm()).item()
+        for text, x in zip(KEPT, X, strict=True)
+    }
+    assert report["moved"] == pytest.approx(shares)
+    assert report["drift"] == pytest.approx(sum(shares.values()) / len(shares))
     eraser.apply(pipe)
     eraser.remove(pipe)
-    assert all(torch.equal(before[name], pipe.components[families.part(pipe)].state_dict()[name]) for name in before)
+    assert all(torch.equal(before[name], weight) for name, weight in families.model(pipe).state_dict().items())
 
 
-def test_jointly_is_all_texts_at_once_and_taking_one_out_is_guarding_the_rest(pipe):
+def test_further_texts_are_rows_like_those_of_concepts(pipe):
     both = rece.guard(pipe, ["dog", "bus"], preserve=KEPT, mu=0.5, rank=4, progress=False)
     as_one = rece.guard(pipe, "dog", synonyms=["bus"], preserve=KEPT, mu=0.5, rank=4, progress=False)
+    each = rece.guard(pipe, ["dog", "sun"], synonyms={"dog": ["bus"]}, preserve=KEPT, mu=0.5, rank=4, progress=False)
     assert_close(both.map, as_one.map)
-    rest = rece.guard(pipe, ["dog", "bus", "sun"], preserve=KEPT, mu=0.5, rank=4, progress=False)
-    assert not torch.allclose(rest.map, both.map)
+    assert_close(each.map, literal(pipe, [(text, " ") for text in ("dog", "bus", "sun")], KEPT, 0.5, rank=4)[0])
     assert set(both.provenance["report"]["guard"]) == {"dog", "bus"}
+    assert set(as_one.provenance["report"]["guard"]) == {"dog"}
+    assert each.provenance["synonyms"] == {"dog": ["bus"]} and both.provenance["synonyms"] == {}
 
 
-def test_one_after_the_other_keeps_the_first_guarantee_and_not_the_second(pipe):
-    """a @ b edits by a, then by b: its answers lie among a's, and a's leave a's directions alone, but not b's."""
-    one, two = (rece.guard(pipe, text, preserve=KEPT, mu=0.5, progress=False) for text in ("dog", "bus"))
-    together = one @ two
-    certified = {text: rece.certify(pipe, together, text).guarded for text in ("dog", "bus")}
-    assert certified["dog"] >= one.provenance["report"]["guard"]["dog"] * (1 - 1e-9)
-    jointly = rece.guard(pipe, ["dog", "bus"], preserve=KEPT, mu=0.5, progress=False)
-    assert rece.certify(pipe, jointly, ["dog", "bus"]).guarded > 0.1
+def test_taking_one_of_several_concepts_out_is_guarding_the_others_alone(pipe):
+    """The order of concepts and what was guarded before leave no trace, and no Gram matrix is computed again."""
+    three = rece.guard(pipe, ["dog", "bus", "sun"], preserve=KEPT, mu=0.5, progress=False)
+    turned = rece.guard(pipe, ["sun", "dog", "bus"], preserve=KEPT, mu=0.5, progress=False)
+    assert_close(three.map, turned.map)
+    three.apply(pipe)
+    three.remove(pipe)
+    two = rece.guard(pipe, ["dog", "bus"], preserve=KEPT, mu=0.5, progress=False)
+    assert torch.equal(two.map, rece.guard(tiny.sd(), ["dog", "bus"], preserve=KEPT, mu=0.5, progress=False).map)
 
 
-def test_the_lora_is_the_edit(pipe, tmp_path):
-    eraser = rece.guard(pipe, "dog", preserve=KEPT, mu=0.5, progress=False)
-    eraser.save_lora(tmp_path, pipe=pipe)
-    edited = tiny.sd()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        edited.load_lora_weights(tmp_path)
-        edited.fuse_lora()
-    fused = {name.replace(".base_layer", ""): weight for name, weight in edited.unet.state_dict().items()}
-    for name, W in layers.originals(pipe).items():
-        assert_close(fused[f"{name}.weight"], (W.double() @ eraser.map).float(), atol=1e-5, rtol=1e-4)
-    assert eraser.rank == eraser.provenance["rank"]
+@pytest.mark.parametrize("first, second", [("dog", "bus"), ("bus", "dog"), ("dog", "doge")])
+def test_one_after_the_other_keeps_the_first_guarantee_and_not_the_second(pipe, first, second):
+    """a @ b edits by a, then by b. Its answers are among those that a allows, but not among those that b does."""
+    a, b = (rece.guard(pipe, text, preserve=KEPT, mu=0.5, progress=False) for text in (first, second))
+    guards = {text: each.provenance["report"]["guard"][text] for text, each in ((first, a), (second, b))}
+    certified = {text: rece.certify(pipe, a @ b, text).guarded for text in guards}
+    assert certified[first] >= guards[first] * (1 - 1e-9)
+    assert 0 < certified[second] < guards[second] * 0.95
+    assert (a @ b).rank <= a.rank + b.rank
+    jointly = rece.guard(pipe, [first, second], preserve=KEPT, mu=0.5, progress=False)
+    certified = {text: rece.certify(pipe, jointly, text).guarded for text in guards}
+    assert certified == pytest.approx(jointly.provenance["report"]["guard"], rel=1e-9)
+
+
+def test_a_target_is_what_the_concept_is_answered_as():
+    """The oblique form answers every row of the concept as it answers that row of the target, M k = M t.
+
+    That is t itself as far as the target is preserved: the rest goes down with mu, where there is room for both.
+    """
+    pipe = tiny.sd(width=128)
+    dog, cat = texts.encode(pipe, ["dog", "cat"])
+    Q, _ = layers.answers(pipe)
+
+    def made(**settings):
+        settings = {"target": "cat", "preserve": ["cat"], "rank": 23, "mu": 1e-6} | settings
+        return rece.guard(pipe, "dog", progress=False, **settings)
+
+    def away(eraser):
+        return ((dog @ eraser.map.T - cat) @ Q.T).norm().item() / ((dog - cat) @ Q.T).norm().item()
+
+    assert made().provenance["oblique"] == 1.0 and made().provenance["target"] == ["cat"]
+    for mu in (1.0, 1e-3, 1e-6):
+        assert_close((dog - cat) @ made(mu=mu).map.T @ Q.T, torch.zeros(24, 128, dtype=F64), atol=1e-9, rtol=0)
+    left = [away(made(mu=mu)) for mu in (1.0, 1e-3, 1e-6, 1e-9)]
+    assert left == sorted(left, reverse=True) and left[-1] < 1e-6
+    shares = [away(made(oblique=share)) for share in (1.0, 0.75, 0.5, 0.0)]
+    assert shares == sorted(shares) and shares[0] < 1e-4 and shares[-1] > 0.5
+
+
+def test_every_share_of_the_oblique_form_has_one_guarantee(pipe):
+    settings = {"target": "cat", "preserve": KEPT, "mu": 0.5, "progress": False}
+    made = {share: rece.guard(pipe, "dog", oblique=share, **settings) for share in (0.0, 0.5, 1.0)}
+    found = {share: rece.certify(pipe, eraser, "dog", target="cat") for share, eraser in made.items()}
+    guards = [eraser.provenance["report"]["guard"]["dog"] for eraser in made.values()]
+    assert [one.guarded for one in found.values()] == pytest.approx(guards) and max(guards) == pytest.approx(
+        min(guards)
+    )
+    edited = [one.words.edited.item() for one in found.values()]
+    assert edited[0] == pytest.approx(found[0.0].words.embedding.item()) and edited == sorted(edited)
+    for targets in (["cat", "sun"], ["cat", " "]):
+        several = rece.guard(pipe, ["dog", "bus"], target=targets, preserve=KEPT, progress=False)
+        assert several.provenance["target"] == targets and several.provenance["oblique"] == 1.0
 
 
 def test_mu_is_the_largest_that_moves_the_preserved_texts_little(pipe, monkeypatch):
@@ -212,22 +313,19 @@ def test_gram_is_computed_once_until_a_weight_changes(pipe, monkeypatch):
 def test_the_everyday_list_is_kept_but_for_what_means_the_concept():
     listed = guarding.everyday()
     assert 1000 < len(listed) == len(set(listed)) < 1500 and all(text == text.strip().lower() for text in listed)
-    from rece.study import config
-
-    pipe = config.load("data/emoji-diffusion")
-    kept, out = guarding.without(pipe, listed, ["dog"])
-    assert sorted([*kept, *out]) == sorted(listed)
-    assert "dog" in out and "a dog running on the grass" in out and {"cat", "wolf", "car"} <= set(kept)
-    assert "puppy" in guarding.without(pipe, [*listed, "puppy"], ["dog"])[1]  # by meaning, not by spelling
+    pipe = loading.load("data/emoji-diffusion")
     eraser = rece.guard(pipe, "dog", progress=False)
-    assert eraser.provenance["preserve"] is None and eraser.provenance["left_out"] == out
+    out = eraser.provenance["left_out"]
+    assert eraser.provenance["preserve"] is None and set(out) < set(listed)
+    assert {"dog", "a dog running on the grass"} <= set(out) and not {"cat", "wolf", "car"} & set(out)
     assert eraser.provenance["report"]["guard"]["dog"] > 0.6 and eraser.provenance["report"]["drift"] < guarding.DRIFT
 
 
 @pytest.mark.parametrize("kept", [[], [""]])
 def test_nothing_need_be_preserved(pipe, kept):
-    eraser = rece.guard(pipe, "dog", preserve=kept, progress=False)
+    eraser = rece.guard(pipe, "dog", preserve=kept, mu=0.5, progress=False)
     assert eraser.provenance["report"]["guard"]["dog"] > 0
+    assert rece.guard(pipe, "dog", preserve=kept, progress=False).provenance["report"]["guard"]["dog"] > 0
 
 
 def test_the_studys_method_takes_the_neutral_target_for_none(pipe):
@@ -237,11 +335,16 @@ def test_the_studys_method_takes_the_neutral_target_for_none(pipe):
     assert named.provenance["oblique"] == 1.0
 
 
-def test_saved_and_loaded_is_the_same(pipe, tmp_path):
-    eraser = rece.guard(pipe, ["dog", "bus"], preserve=KEPT, progress=False)
-    eraser.save(tmp_path / "two.safetensors")
+def test_saved_composed_and_removed(any_pipe, tmp_path):
+    one, two = (rece.guard(any_pipe, text, preserve=KEPT, progress=False) for text in ("dog", "big cat"))
+    (one @ two).save(tmp_path / "two.safetensors")
     loaded = rece.Eraser.load(tmp_path / "two.safetensors")
-    assert torch.equal(loaded.map, eraser.map) and loaded.provenance == eraser.provenance
+    assert torch.equal(loaded.map, one.map @ two.map) and loaded.provenance["composed"][0] == one.provenance
+    if one.pooled is not None:
+        assert torch.equal(loaded.pooled, one.pooled @ two.pooled)
+    before = {name: weight.clone() for name, weight in families.model(any_pipe).state_dict().items()}
+    loaded.remove(loaded.apply(any_pipe))
+    assert all(torch.equal(before[name], weight) for name, weight in families.model(any_pipe).state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -252,18 +355,29 @@ def test_saved_and_loaded_is_the_same(pipe, tmp_path):
         ({"mu": "much"}, "mu must be a positive finite number"),
         ({"rank": 0}, "rank must be a whole number"),
         ({"rank": True}, "rank must be a whole number"),
-        ({"oblique": 2.0}, "oblique must be a number from 0 to 1"),
         ({"target": ["cat", "hat"]}, "target must be one text or one per concept"),
-        ({"target": "dog"}, "its target is the same text"),
-        ({"synonyms": {"cat": ["kitty"]}}, "'cat' is none of the concepts"),
+        ({"target": 5}, "target must be a list of texts"),
+        ({"preserve": "cat"}, "preserve must be a list of texts"),
+        ({"preserve": [5]}, "preserve must be a list of texts"),
+        ({"synonyms": "puppy"}, "synonyms must be a list of texts"),
+        ({"synonyms": {"cat": ["kitty"]}}, "synonyms: 'cat' is none of the concepts"),
         ({"concept": ["dog", "bus"], "synonyms": ["puppy"]}, "synonyms must be a dict"),
     ],
 )
-def test_bad_input_is_named(pipe, given, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_input_is_named_before_anything_is_computed(pipe, given, message, monkeypatch):
+    monkeypatch.setattr(texts, "encode", lambda *_, **__: pytest.fail("encoded a text first"))
+    monkeypatch.setattr(layers, "answers", lambda *_, **__: pytest.fail("computed the Gram matrix first"))
+    with pytest.raises((ValueError, TypeError), match=message) as error:
         rece.guard(pipe, **{"concept": "dog", "preserve": KEPT, "progress": False} | given)
-    with pytest.raises(TypeError, match="preserve must be a list of texts"):
-        rece.guard(pipe, "dog", preserve="cat", progress=False)
+    assert "\n" not in str(error.value)
+
+
+def test_a_target_that_is_the_concept_and_a_share_out_of_range_are_named(pipe):
+    with pytest.raises(ValueError, match="concept: its target is the same text"):
+        rece.guard(pipe, "dog", target="dog", preserve=KEPT, progress=False)
+    for share in (2.0, math.nan):
+        with pytest.raises(ValueError, match="oblique must be a number from 0 to 1"):
+            rece.guard(pipe, "dog", oblique=share, preserve=KEPT, progress=False)
 
 
 def test_a_pipeline_with_an_eraser_is_refused(pipe):
