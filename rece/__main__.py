@@ -20,6 +20,9 @@ from typer.core import TyperCommand
 from typer.main import get_command
 
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)  # raised with a line that says what to do
+LORA = "pytorch_lora_weights.safetensors"
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")  # what files of weights end in
+REACHED = 1e-6  # share of a target's distance below which a bound is rounding
 PARTS_PER_WORKER = 4  # of a drawing, so that a fast worker takes more of them than a slow one
 
 
@@ -50,10 +53,11 @@ RULES = (
 KEYWORDS = {name: (meaning, holds) for names, meaning, holds in RULES for name in names.split()}
 
 
-CERTIFIED = {  # what `rece certify` prints of its columns
+SHOWN = 5  # texts of a report that a line holds
+CERTIFIED = {  # what `rece certify` says of its columns
     "distance": "no prompt's token comes closer than this to the last word of the concept.",
-    "embedding": "no embedding whatever comes closer than this.",
-    "shipped": "as embedding, for the file's rounded weights, and embeddings up to ten times as long as the word's.",
+    "embedding": "no embedding whatever comes closer than this. Lengths above 1e10 times the word's do not count.",
+    "shipped": "no embedding up to ten times as long as the word's comes closer, with weights as a file holds them.",
 }
 
 
@@ -99,7 +103,9 @@ def _flag(name: str, meaning: str, **more):
     return Annotated[bool, typer.Option(name, help=meaning, **more)]
 
 
-Edit = _argument(Path, "ERASER", "a file that `erase` or `import` wrote")
+Edit = _argument(Path, "ERASER", "a file that `erase`, `guard` or `import` wrote")
+Concepts = _argument(list[str], "CONCEPT", "what to erase; several are one edit")
+PreserveFile = _option(Path, "texts to keep, one per line", "FILE")
 Output = Annotated[Path, typer.Option("--output", "-o", help="where to write")]
 Force = _flag("--force", "overwrite what is there")
 Dtype = Annotated[Literal["float32", "float16", "bfloat16", "float64"], typer.Option(help="type of the weights")]
@@ -177,11 +183,11 @@ def _rece(version: _flag("--version", "print the version", callback=_version, is
 )
 def erase(
     load: dict,
-    concept: _argument(list[str], "CONCEPT", "what to erase; several are one edit"),
+    concept: Concepts,
     output: Output,
     target: _option(list[str], 'what to draw instead: one, or one each (default " ")') = None,
     preserve: _option(list[str], "texts to keep") = None,
-    preserve_file: _option(Path, "texts to keep, one per line", "FILE") = None,
+    preserve_file: PreserveFile = None,
     rounds: _option(str, 'rounds of RECE after UCE (default 3), 0, or "auto"') = None,
     others: _option(list[str], "innocent concepts for --rounds auto to compare with") = None,
     anchored: _flag("--anchored", "start every round at the original weights") = False,
@@ -194,10 +200,8 @@ def erase(
     force: Force = False,
 ) -> None:
     """Compute the eraser of one or more concepts."""
-    if preserve_file is not None:
-        preserve = [*(preserve or []), *_lines(preserve_file)]
-    target = target[0] if target and len(target) == 1 else target
-    given = {"target": target, "preserve": preserve, "others": others, "start.lamb": start_lamb}
+    given = {"target": _one(target), "preserve": _kept(preserve, preserve_file), "others": others}
+    given |= {"start.lamb": start_lamb}
     given |= {"each.lamb": lamb, "each.preserve_scale": preserve_scale, "each.derive_lamb": derive_lamb}
     given |= {"rounds": rounds and _value(rounds), "anchored": anchored or None, "relative": relative or None}
     settings = _settings(given, set or [])
@@ -210,40 +214,42 @@ def erase(
 @_command(
     "guard",
     "rece guard data/emoji-diffusion dog -o dog.safetensors",
-    "rece guard data/emoji-diffusion dog bus -o two.safetensors --preserve-file words.txt --mu 1",
+    "rece guard data/emoji-diffusion dog -o dog.safetensors --synonyms puppy hound --preserve-file words.txt --mu 1",
 )
 def guard(
     load: dict,
-    concept: _argument(list[str], "CONCEPT", "what to erase; several are one edit"),
+    concept: Concepts,
     output: Output,
-    synonyms: _option(list[str], "further texts of the concept, if it is one") = None,
+    synonyms: _option(list[str], "further texts of one concept; of several, give them as concepts") = None,
     target: _option(list[str], "what to draw instead: one, or one each (default: the nearest that is allowed)") = None,
     preserve: _option(list[str], "texts to keep (default: some twelve hundred everyday words)") = None,
-    preserve_file: _option(Path, "texts to keep, one per line", "FILE") = None,
-    mu: _option(
-        float, "more guards more and moves others more (default: chosen by how far they move)", "NUMBER"
+    preserve_file: PreserveFile = None,
+    mu: _option(float, "more guards more and moves others more (default: by how far they move)", "NUMBER") = None,
+    rank: _option(int, "directions to guard (default: one per concept, or a few more)", "NUMBER", min=1) = None,
+    oblique: _option(
+        float, "share of the form that draws the target (default 0, or 1 with --target)", "NUMBER", min=0, max=1
     ) = None,
-    rank: _option(int, "how many directions are guarded (default: one per concept, or a few more)", "NUMBER") = None,
-    oblique: _option(float, "0 to 1: share of the oblique form (default 0, or 1 with --target)", "NUMBER") = None,
     force: Force = False,
 ) -> None:
     """Compute the guarded eraser: no embedding is answered nearer to a concept than its own name."""
-    if preserve_file is not None:
-        preserve = [*(preserve or []), *_lines(preserve_file)]
-    target = target[0] if target and len(target) == 1 else target
+    settings = {"synonyms": synonyms, "target": _one(target), "preserve": _kept(preserve, preserve_file)}
+    if synonyms and len(concept) > 1:
+        raise ValueError("--synonyms are those of one concept: of several, give them as concepts too")
+    if mu is not None and not (_number(mu) and mu > 0):
+        raise ValueError(f"mu must be a positive number, not {mu!r}")
     _free(load, output, ".safetensors", force)
     import rece
 
-    settings = {"synonyms": synonyms, "target": target, "preserve": preserve}
     made = rece.guard(_load(**load), concept, **settings, mu=mu, rank=rank, oblique=oblique)
     _save(made, load, output)
-    report = made.provenance["report"]
-    text, least = min(report["guard"].items(), key=lambda one: one[1])
-    _say(f"guard: no embedding comes nearer to a concept than {least:.2f} of its distance to its target ({text!r})")
-    mu = made.provenance["mu"]
-    print(f"drift: preserved texts move {report['drift']:.2f} of their distance to ' ', on average (mu {mu:.3g})")
-    nearest = ", ".join(f"{text} {moved:.2f}" for text, moved in report["moved"].items())
-    _say(f"nearest to a concept, and how far they move: {nearest or 'none'}")
+    report, mu = made.provenance["report"], made.provenance["mu"]
+    guards = _shares(report["guard"], key=lambda one: one[1])
+    _say(f"guard: {guards}. No embedding comes nearer to a concept than this share of its distance to its target.")
+    moved = _shares(report["moved"], key=lambda one: -one[1])
+    nearest = f"; of those nearest to a concept: {moved}" if moved else ""
+    _say(
+        f"drift: preserved texts move {report['drift']:.2f} of their distance to ' ' on average (mu {mu:.3g}){nearest}"
+    )
 
 
 @_command("apply", "rece apply data/emoji-diffusion dog.safetensors -o without-dog")
@@ -322,37 +328,35 @@ def certify(
     import rece
     from rece.sharing import recover as sharing
 
-    eraser, known, shipped, pipe = None, {}, None, None
-    if words[0].endswith(".safetensors") or Path(words[0]).exists():
-        file = Path(words.pop(0))
-        file = file / "pytorch_lora_weights.safetensors" if file.is_dir() else file
-        is_eraser, known = sharing.described(file)
-        if is_eraser:
-            eraser, shipped = rece.Eraser.load(file), load["dtype"]
-        else:
-            pipe = _load(**load)
-            shipped = sharing.edited_layers(pipe, file)
-    concepts = words or known.get("concepts")
+    file = _edit(words[0])
+    is_eraser, known = sharing.described(file) if file else (False, {})
+    concepts = (words[1:] if file else words) or known.get("concepts")
     if not concepts:
         raise ValueError("CONCEPT must be given: the file does not say what it erases")
     sent = dict(zip(known.get("concepts", []), known.get("target", []), strict=False))
-    target = target or [sent.get(text, " ") for text in concepts]
-    target = target[0] if len(target) == 1 else target
+    target = _one(target or [sent.get(text, " ") for text in concepts])
+    eraser, shipped = (rece.Eraser.load(file), load["dtype"]) if is_eraser else (None, None)
+    pipe, alone = _load(**load), bool(file) and not is_eraser
+    if alone:
+        shipped = sharing.edited_layers(pipe, file)
     asked = {"target": target, "others": others, "synonyms": synonyms, "shipped": shipped}
-    made = rece.certify(pipe or _load(**load), eraser, concepts, **asked)
+    made = rece.certify(pipe, eraser, concepts, **asked)
     columns = ["concept", "distance", "embedding", "shipped", "edited", "target", "other", "nearest", "synonym"]
     table = made.words[columns].dropna(axis=1, how="all")
-    if pipe is not None:  # weights are no map: what holds is what is said of them as they are
+    if alone:  # weights are no map: what holds is what is said of them as they are
         table = table.drop(columns=["distance", "embedding", "edited"], errors="ignore")
     for row in table.to_string(index=False, float_format="{:.4g}".format).splitlines():
         _say(row)
-    for name, meaning in CERTIFIED.items():
-        if name in table:
-            print(f"{name}: {meaning}")
-    if "distance" in table:
-        print(f"share: the least distance is {made.relative:.3g} of the distance of the target.")
-    if "embedding" in table and not made.guarded > 1e-6:
-        print("Some embedding is answered exactly as a concept was: the map is invertible.")
+    bounds = [name for name in CERTIFIED if name in table]
+    for name in bounds:
+        print(f"{name}: {CERTIFIED[name]}")
+    least = ", ".join(f"{name} {(table[name] / table.target).min():.3g}" for name in bounds)
+    print(f"share: of the distance to the target, at least: {least}.")
+    if "embedding" in table and not made.guarded > REACHED:
+        reason = "the map is invertible" if eraser else "nothing was edited"
+        print(f"Some embedding is answered exactly as a concept was: {reason}.")
+    if alone and not (table.shipped / table.target).min() > REACHED:
+        print("Some embedding is answered as a concept was: these weights can be got round.")
     if others and "distance" in table:
         far = "yes. No prompt comes as close to a concept as the nearest of --others is."
         print(f"passed: {far if made.passed else 'no. That no prompt comes as close as --others is not proven.'}")
@@ -488,6 +492,33 @@ def _save(eraser, load: dict, output: Path) -> None:
         eraser.provenance["revision"] = load["revision"]
     eraser.save(output)
     _say(f"{output}: {eraser}, rank {eraser.rank}")
+
+
+def _one(given: list[str] | None) -> str | list[str] | None:
+    """The text of a list of one."""
+    return given[0] if given and len(given) == 1 else given
+
+
+def _kept(preserve: list[str] | None, file: Path | None) -> list[str] | None:
+    """The texts of --preserve and those of --preserve-file."""
+    return preserve if file is None else [*(preserve or []), *_lines(file)]
+
+
+def _edit(word: str) -> Path | None:
+    """The file that a word names: an eraser, weights, or the LoRA in a folder. None if it is a concept."""
+    path = Path(word)
+    if (path / LORA).is_file():
+        return path / LORA
+    if path.is_dir() and (len(path.parts) > 1 or (path / "model_index.json").is_file()):
+        raise FileNotFoundError(f"{path} holds no {LORA}: give a LoRA's folder, or a file")
+    return path if path.suffix in WEIGHTS or path.is_file() else None
+
+
+def _shares(numbers: dict[str, float], key) -> str:
+    """Texts with their numbers, the first SHOWN of them by key."""
+    ordered = sorted(numbers.items(), key=key)
+    more = f" … {len(ordered)} in all" if len(ordered) > SHOWN else ""
+    return ", ".join(f"{text!r} {number:.2f}" for text, number in ordered[:SHOWN]) + more
 
 
 def _lines(file: Path) -> list[str]:

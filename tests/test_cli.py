@@ -24,7 +24,7 @@ from rece import cluster, erasing, images, loading
 from rece.__main__ import KEYWORDS, main
 from rece.sharing import export, show
 
-COMMANDS = ["erase", "apply", "lora", "weights", "import", "certify", "draw", "push", "show"]
+COMMANDS = ["erase", "guard", "apply", "lora", "weights", "import", "certify", "draw", "push", "show"]
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,14 @@ def dog(model, tmp_path, capsys):
     run("erase", model, "dog", "-o", tmp_path / "dog.safetensors")
     capsys.readouterr()
     return tmp_path / "dog.safetensors"
+
+
+@pytest.fixture
+def guarded(model, tmp_path, capsys):
+    """A guarded eraser's file of "dog" for the tiny pipeline."""
+    run("guard", model, "dog", "-o", tmp_path / "guarded.safetensors", "--preserve", "cat", "hat")
+    capsys.readouterr()
+    return tmp_path / "guarded.safetensors"
 
 
 @pytest.fixture
@@ -102,6 +110,43 @@ def test_every_option_of_erase_arrives(model, tmp_path):
         pooled=False,
     )
     assert same(rece.Eraser.load(tmp_path / "new" / "e.safetensors"), expected)
+
+
+def test_guard_is_the_librarys_and_every_option_arrives(model, guarded, tmp_path):
+    expected = rece.guard(loading.load(model), "dog", preserve=["cat", "hat"])
+    assert same(rece.Eraser.load(guarded), expected)
+    (tmp_path / "kept.txt").write_text("sun\n", encoding="utf-8")
+    words = ["--synonyms", "puppy", "hound", "--target", "cat", "--preserve", "cup", "--mu", 0.7, "--rank", 3]
+    words += ["--preserve-file", tmp_path / "kept.txt", "--oblique", 0.5, "--dtype", "float64", "--force"]
+    run("guard", model, "dog", *words, "-o", guarded)
+    settings = {"synonyms": ["puppy", "hound"], "target": "cat", "preserve": ["cup", "sun"], "mu": 0.7, "rank": 3}
+    expected = rece.guard(loading.load(model, dtype="float64"), "dog", **settings, oblique=0.5)
+    assert same(rece.Eraser.load(guarded), expected)
+    keywords = [name for name, one in inspect.signature(rece.guard).parameters.items() if one.kind is one.KEYWORD_ONLY]
+    assert {*keywords} == {*settings, "oblique", "pooled", "progress"}
+
+
+def test_guard_prints_its_report(model, tmp_path, capsys):
+    many = [a + b for a in "abc" for b in "oe"]
+    run(
+        "guard",
+        model,
+        "dog",
+        *many,
+        "-o",
+        tmp_path / "e.safetensors",
+        "--preserve",
+        *"cat hat sun moon cup car".split(),
+    )
+    out = capsys.readouterr().out
+    made = rece.Eraser.load(tmp_path / "e.safetensors").provenance
+    report = made["report"]
+    guards = sorted(report["guard"].items(), key=lambda one: one[1])
+    told = ", ".join(f"{text!r} {number:.2f}" for text, number in guards[:5])
+    assert f"guard: {told} … 7 in all. No embedding comes nearer to a concept than this share" in out
+    text, number = max(report["moved"].items(), key=lambda one: one[1])
+    assert f"move {report['drift']:.2f} of their distance to ' ' on average (mu {made['mu']:.3g})" in out
+    assert f"of those nearest to a concept: {text!r} {number:.2f}, " in out and out.count("\n") == 3
 
 
 def test_rounds_auto_and_its_others(model, erased):
@@ -171,6 +216,94 @@ def test_certify_prints_what_the_library_proves(model, dog, capsys):
     run("certify", model, "dog", "sun")
     out = capsys.readouterr().out
     assert "passed" not in out and "dog" in out and "sun" in out
+
+
+INVERTIBLE = "Some embedding is answered exactly as a concept was"
+
+
+def test_certify_says_what_any_embedding_reaches(model, guarded, tmp_path, capsys):
+    """0 after an invertible edit; the guard after a guarded one, and what is left of it in the dtype of the file."""
+    pipe, eraser = loading.load(model, dtype="bfloat16"), rece.Eraser.load(guarded)
+    made = rece.certify(pipe, eraser, "dog", shipped="bfloat16")
+    (word,) = made.words.itertuples()
+    run("certify", model, guarded, "--dtype", "bfloat16")
+    out = capsys.readouterr().out
+    assert f"{word.embedding:.4g}" in out and f"{word.shipped:.4g}" in out and INVERTIBLE not in out
+    assert all(f"\n{column}: no " in out for column in ("distance", "embedding", "shipped"))
+    shares = f"distance {made.relative:.3g}, embedding {made.guarded:.3g}, shipped {word.shipped / word.target:.3g}"
+    assert f"share: of the distance to the target, at least: {shares}." in out
+    run(
+        "erase", model, "dog", "--rounds", 1, "--start-lamb", 5, "--lamb", 2, "-o", tmp_path / "invertible.safetensors"
+    )
+    capsys.readouterr()
+    run("certify", model, tmp_path / "invertible.safetensors")
+    assert f"{INVERTIBLE}: the map is invertible." in capsys.readouterr().out
+    run("certify", model, "dog")
+    out = capsys.readouterr().out
+    assert f"{INVERTIBLE}: nothing was edited." in out and "shipped" not in out
+
+
+def test_certify_reads_weights_and_loras_as_they_are_shipped(model, guarded, tmp_path, capsys):
+    pipe, eraser = loading.load(model), rece.Eraser.load(guarded)
+    export.save_weights(eraser, pipe, tmp_path / "own.safetensors")
+    export.save_folder(eraser, pipe, tmp_path / "lora")
+    draw = torch.Generator().manual_seed(0)
+    other = {
+        name: W + 0.1 * torch.randn(W.shape, generator=draw)
+        for name, W in load_file(tmp_path / "own.safetensors").items()
+    }
+    torch.save(other, tmp_path / "esd.pt")
+    layers = {name.removesuffix(".weight"): W for name, W in other.items()}
+    for file, shipped, concepts in (
+        ("own.safetensors", "float32", []),
+        ("lora", "float64", []),
+        ("lora/pytorch_lora_weights.safetensors", "float64", ["dog", "cat"]),
+        ("esd.pt", layers, ["dog"]),
+    ):
+        run("certify", model, tmp_path / file, *concepts)
+        out = capsys.readouterr().out
+        edit = None if isinstance(shipped, dict) else eraser
+        words = rece.certify(pipe, edit, concepts or ["dog"], shipped=shipped).words
+        for word in words.itertuples():
+            told = re.search(rf"\n *{word.concept} +(\S+) +(\S+)\n", out).groups()
+            assert [*map(float, told)] == pytest.approx([word.shipped, word.target], rel=1e-3)
+        assert "embedding:" not in out and "distance:" not in out and "shipped: no embedding up to ten" in out
+        least = float(re.search("at least: shipped (.*)\\.\n", out)[1])
+        assert least == pytest.approx((words.shipped / words.target).min(), rel=1e-2) and "got round" not in out
+
+
+def test_certify_of_weights_that_change_nothing_says_so(model, tmp_path, capsys):
+    pipe = loading.load(model)
+    export.save_weights(rece.Eraser(torch.eye(32)), pipe, tmp_path / "same.safetensors")
+    run("certify", model, tmp_path / "same.safetensors", "dog")
+    assert "Some embedding is answered as a concept was: these weights can be got round." in capsys.readouterr().out
+
+
+def test_certify_tells_files_from_concepts(model, tmp_path, fails, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dog").mkdir()
+    for missing in ("esd.pt", "none.safetensors"):
+        assert f"no file at {missing}" in fails("certify", model, missing, "dog")
+    assert "holds no pytorch_lora_weights.safetensors" in fails("certify", model, model, "dog")
+    assert "holds no pytorch_lora_weights.safetensors" in fails("certify", model, tmp_path / "dog", "dog")
+    run("certify", model, "dog")  # a folder of that name is no file
+    assert INVERTIBLE in capsys.readouterr().out
+    save_file({"down.weight": torch.eye(2)}, "misspelt.safetensors")
+    assert "has no weight named 'down.weight'" in fails("certify", model, "misspelt.safetensors", "dog")
+    save_file({"map": torch.eye(2)}, "list.safetensors", {"rece": "[]"})
+    assert "CONCEPT must be given" in fails("certify", model, "list.safetensors")
+    save_file({"map": torch.eye(2)}, "deep.safetensors", {"rece": "[" * 10**5})
+    assert "is not a whole safetensors file" in fails("certify", model, "deep.safetensors", "dog")
+
+
+def test_certify_of_families_without_a_bound_for_prompts(tmp_path, capsys):
+    tiny.sdxl().save_pretrained(tmp_path / "xl")
+    run("guard", tmp_path / "xl", "dog", "-o", tmp_path / "e.safetensors", "--preserve", "cat")
+    capsys.readouterr()
+    run("certify", tmp_path / "xl", tmp_path / "e.safetensors")
+    out = capsys.readouterr().out
+    made = rece.certify(loading.load(tmp_path / "xl"), rece.Eraser.load(tmp_path / "e.safetensors"), "dog")
+    assert "distance:" not in out and f"{made.words.embedding.item():.4g}" in out and INVERTIBLE not in out
 
 
 def test_show_needs_no_model(model, dog, tmp_path, capsys):
@@ -247,6 +380,13 @@ MISTAKES = {
     "erase {model} dog --set each.reg=!!python/name:os.system": "is no YAML value",
     "erase {model} dog --preserve-file {tmp}/no": "No such file",
     "import {model} {tmp}/no.safetensors": "no weights file at",
+    "guard {tmp}/none dog": "MODEL: there is no folder '.*none'$",
+    "guard {model} ' '": "concept must be a text",
+    "guard {model} dog --mu 0": "mu must be a positive number, not 0.0",
+    "guard {model} dog --mu nan": "mu must be a positive number, not nan",
+    "guard {model} dog bus --synonyms puppy": "--synonyms are those of one concept",
+    "guard {model} dog --target a b": "2 targets for 1 concepts",
+    "guard {model} dog --preserve-file {tmp}/no": "No such file",
 }
 
 
@@ -330,6 +470,10 @@ def test_debug_shows_the_traceback_and_usage_errors_are_two(tmp_path, monkeypatc
         "nonsense",
         "lora a b -o c --rank x",
         "erase model dog -o x.safetensors --dtype int8",
+        "guard model dog",
+        "guard model dog -o x.safetensors --rank 0",
+        "guard model dog -o x.safetensors --oblique 1.5",
+        "guard model dog -o x.safetensors --mu much",
         "draw model a.csv -o x --part 3/2",
         "draw model a.csv -o x --part 1/2 --workers 2",
         "draw model a.csv -o x --seed 2",
@@ -360,6 +504,8 @@ def test_wrong_settings_are_refused_before_anything_heavy_is_imported(tmp_path):
     command = ["erase", "data/emoji-difusion", "dog", "-o", tmp_path / "e.safetensors"]
     for wrong in (["--set", "start.tokns=last"], ["--set", "each.lamb=0"], ["--rounds", "few"], []):
         assert heavy(*command, *wrong, code=1) == []
+    for wrong in (["--mu", "0"], ["bus", "--synonyms", "puppy"], []):
+        assert heavy("guard", *command[1:], *wrong, code=1) == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -106,14 +106,16 @@ def described(path: str | Path) -> tuple[bool, dict]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no eraser file at {path}")
+        raise FileNotFoundError(f"no file at {path}")
     if path.suffix != ".safetensors":
         return False, {}
     try:
         with safe_open(path, framework="pt") as file:
-            return "map" in file.keys(), json.loads((file.metadata() or {}).get("rece", "{}"))
-    except (SafetensorError, ValueError) as error:
+            is_eraser, note = "map" in file.keys(), (file.metadata() or {}).get("rece", "{}")
+        provenance = json.loads(note)
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a whole safetensors file: make it again ({error})") from None
+    return is_eraser, provenance if isinstance(provenance, dict) else {}
 
 
 def edited_layers(pipe: DiffusionPipeline, path: str | Path) -> dict[str, Tensor]:
