@@ -11,6 +11,7 @@ The bound is about keys and values, for one row that serves all layers. It does 
 """
 
 import weakref
+from dataclasses import dataclass
 from importlib import resources
 
 import torch
@@ -28,6 +29,27 @@ DRIFT = 0.2  # how far preserved texts may move on average, as a share of their 
 MUS = tuple(5 * 10 ** (-step / 8) for step in range(17))  # what mu is then chosen from: more than 5 guards hardly more
 SAME_MEANING = 0.7  # cosine from which on an everyday text means a concept, and is not preserved
 REPORTED = 10  # preserved texts that the report tells of
+
+
+@dataclass(frozen=True)
+class Preserved:
+    """What `guard` reads of the preserved texts on one path, in the space of answers of width k.
+
+    PP: (k, k), second moment of the answers to all of their tokens, a share of NEUTRAL being of those of " " and "".
+    texts: those that differ from " ". ends: the answers to each one's token after its last word, (texts, k). away:
+    the distances from there to " ". near: those to the nearest text of a concept. left_out: texts that mean one.
+    """
+
+    PP: Tensor
+    texts: list[str]
+    ends: Tensor
+    away: Tensor
+    near: Tensor
+    left_out: list[str]
+
+    def moved(self, U: Tensor, E: Tensor) -> Tensor:
+        """How far the map of U and E moves each text, as a share of its distance to " "."""
+        return (self.ends @ U @ E.T).norm(dim=1) / self.away
 
 
 def guard(
@@ -49,33 +71,35 @@ def guard(
         noto style"): one list for one concept, or a list per concept. More texts guard more, and cost more.
     target: by default the concept is left to whatever allowed answer is nearest. A text (one for all or one each) is
         drawn instead of the concept. Every other embedding then moves more than the bound needs.
-    preserve: texts to keep. By default the words and captions of `everyday`, without those that mean a
-        concept, see `without`.
+    preserve: texts to keep. By default the words and captions of `everyday`, without those that mean a concept, see
+        `meaning`.
     mu: the one number that trades guard against drift, in units of the mean squared answer to what is preserved. By
-        default the largest of MUS with which preserved texts move no more than DRIFT on average.
-    rank: how many directions are guarded. By default as many as there are concepts, or as many as hold ENERGY of the
-        concepts' answers if these are more.
+        default the largest of MUS with which preserved texts move no more than DRIFT on average, or else the least.
+    rank: how many directions are guarded, or fewer if the texts have fewer. By default as many as there are concepts,
+        or as many as hold ENERGY of the concepts' answers if these are more; but at most half of all directions.
     oblique: 0 is the orthogonal form, 1 the oblique one, see `solver.oblique`. By default 0, or 1 with a target.
-    pooled: guard the pooled prompt embedding too, where the model reads one, by the same numbers.
+    pooled: guard the pooled prompt embedding too, where the model reads one, by the same rules.
     progress: show a bar if it takes more than a second.
 
     Returns an Eraser. Its provenance holds a `report`: `guard`, for each concept the bound at its last word token as a
     share of the distance to the target; `drift`, the mean movement of the preserved texts; and `moved`, that of the
     REPORTED ones nearest to a concept. A text moves by the distance between the answers to the token after its last
-    word before and after, as a share of that token's distance to " ".
+    word before and after, as a share of that token's distance to " ". (" " itself and "" are not among these texts.)
     Computed in float64 on the device of the pipeline (CPU for MPS) from its original weights. The Gram matrix and its
     factor are kept while the weights stay the same.
     Raises TypeError or ValueError naming the parameter. Source: ours, see above.
     """
     concepts = texts.concepts_of(concept)
-    words = _further(concepts, synonyms)
-    targets = [target or " "] * len(concepts) if isinstance(target, str | None) else texts.listed(target, "target")
+    named = _further(concepts, synonyms)
+    target, given = " " if target is None else target, target is not None
+    targets = [target] * len(concepts) if isinstance(target, str) else texts.listed(target, "target")
     if len(targets) != len(concepts):
         raise ValueError(
             f"target must be one text or one per concept: {len(targets)} targets for {len(concepts)} concepts"
         )
-    kept, left_out = None if preserve is None else texts.listed(preserve, "preserve"), []
-    share = float(target is not None) if oblique is None else oblique
+    listed = everyday() if preserve is None else texts.listed(preserve, "preserve")
+    share = float(given) if oblique is None else oblique
+    solver.fraction(share, "oblique")
     if mu is not None:
         solver.positive(mu, "mu")
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
@@ -83,35 +107,34 @@ def guard(
     if layers.fused(pipe) is not None:
         raise ValueError("the pipeline carries an eraser: remove it before computing another one")
 
-    maps, numbers, reports = {}, {}, {}
+    pairs = [(text, aim) for some, aim in zip(named, targets, strict=True) for text in some]
+    maps, numbers, reports, left_out = {}, {}, {}, []
     paths = families.paths(pipe) if pooled else ("tokens",)
-    with tqdm(total=2 * len(paths), desc="guard", delay=1, leave=False, disable=not progress) as bar:
-        if kept is None:
-            kept, left_out = without(pipe, everyday(), [text for some in words for text in some])
+    with tqdm(total=3 * len(paths), desc="guard", delay=1, leave=False, disable=not progress) as bar:
         for path in paths:
             Q, back = layers.answers(pipe, path)
             bar.update()
-            pairs = [(text, aim) for some, aim in zip(words, targets, strict=True) for text in some]
-            _, (K, T), _ = texts.erased_tokens(pipe, path, pairs, Q.device, progress=progress)
-            D = _leading((K - T) @ Q.T, rank, len(concepts))
-            PP = Q @ _preserved(pipe, kept, path, progress).to(Q) @ Q.T
-            X, neutral = (_ends(pipe, some, path).to(Q) @ Q.T for some in (kept or [" "], [" "]))
-            away = (X - neutral).norm(dim=1).clamp(min=1e-6 * neutral.norm())
+            D, answered = _erased(pipe, path, Q, pairs, rank, len(concepts), progress)
+            bar.update()
+            ends = {text: end for (text, _), (_, _, end) in answered.items()}
+            kept = _preserved(pipe, path, Q, listed, ends, preserve is None and path == "tokens", progress)
+            left_out += kept.left_out
+            listed = [text for text in listed if text not in kept.left_out]
             for number in MUS if mu is None else (mu,):
-                U = solver.discriminant(D, PP, mu=number)
+                U = solver.discriminant(D, kept.PP, mu=number)
                 E = solver.oblique(U, D, share)
-                moved = (X @ U @ E.T).norm(dim=1) / away
-                if moved.mean() <= DRIFT:
+                moved = kept.moved(U, E)
+                drift = moved.mean().item() if len(moved) else 0.0
+                if drift <= DRIFT:
                     break
             maps[path], numbers[path] = solver.guard_map(Q, back, U, E), {"mu": number, "rank": U.shape[1]}
-            C, T = (texts.at_last_words(pipe, some, path).to(Q) @ Q.T for some in (concepts, targets))
-            guarded = (C @ U).norm(dim=1) / (C - T).norm(dim=1)
-            nearest = torch.cdist(X, C).min(1).values.argsort()[:REPORTED].tolist() if kept else []
-            reports[path] = {"guard": dict(zip(concepts, guarded.tolist(), strict=True)), "drift": moved.mean().item()}
-            reports[path]["moved"] = {kept[n]: moved[n].item() for n in nearest}
+            words = {concept: answered[concept, aim] for concept, aim in zip(concepts, targets, strict=True)}
+            guarded = {concept: ((c @ U).norm() / (c - t).norm()).item() for concept, (c, t, _) in words.items()}
+            nearest = {kept.texts[n]: moved[n].item() for n in kept.near.argsort()[:REPORTED].tolist()}
+            reports[path] = {"guard": guarded, "drift": drift, "moved": nearest}
             bar.update()
     provenance = {**origin(pipe), "method": "guard", "concepts": concepts, "target": targets}
-    provenance |= {"synonyms": {name: some[1:] for name, some in zip(concepts, words, strict=True) if some[1:]}}
+    provenance |= {"synonyms": {name: some[1:] for name, some in zip(concepts, named, strict=True) if some[1:]}}
     provenance |= {"preserve": preserve, "left_out": left_out, **numbers["tokens"], "oblique": share, "pooled": pooled}
     eraser = Eraser(maps["tokens"], provenance | {"report": reports["tokens"]}, None, maps.get("pooled"))
     eraser._pipe = weakref.ref(pipe)
@@ -123,18 +146,16 @@ def everyday() -> list[str]:
     return resources.files("rece").joinpath("everyday.txt").read_text("utf-8").splitlines()
 
 
-def without(pipe: DiffusionPipeline, listed: list[str], concepts: list[str]) -> tuple[list[str], list[str]]:
-    """The listed texts that mean none of the concepts, and those that mean one.
+def meaning(listed: list[str], X: Tensor, concepts: list[str], C: Tensor) -> list[str]:
+    """Those of the listed texts that mean one of the concepts.
 
     A text means a concept if it names it, or if what the layers answer to the tokens after their last words has a
     cosine of SAME_MEANING or more. Both answers are taken from their mean over the list, which all texts share.
+    X, C: the answers to these tokens, of the texts, (texts, k), and of the concepts, (concepts, k).
     """
-    Q, _ = layers.answers(pipe)
-    X, C = (_ends(pipe, some).to(Q) @ Q.T for some in (listed, concepts))
     same = (normalize(X - X.mean(0)) @ normalize(C - X.mean(0)).T >= SAME_MEANING).any(1).tolist()
     named = [any(f" {concept.lower()} " in f" {text.lower()} " for concept in concepts) for text in listed]
-    out = [text for text, *reasons in zip(listed, same, named, strict=True) if any(reasons)]
-    return [text for text in listed if text not in set(out)], out
+    return [text for text, *reasons in zip(listed, same, named, strict=True) if any(reasons)]
 
 
 def _further(concepts: list[str], synonyms: list[str] | dict[str, list[str]] | None) -> list[list[str]]:
@@ -146,32 +167,82 @@ def _further(concepts: list[str], synonyms: list[str] | dict[str, list[str]] | N
     elif synonyms and len(concepts) > 1:
         raise ValueError("synonyms must be a dict with a list per concept where there are several concepts")
     lists = synonyms if isinstance(synonyms, dict) else dict.fromkeys(concepts, synonyms or [])
-    return [[name, *texts.listed(lists.get(name, []), "synonyms")] for name in concepts]
+    found = [[name, *texts.listed(lists.get(name, []), "synonyms")] for name in concepts]
+    if not all(text.strip() for some in found for text in some):
+        raise ValueError("synonyms must be texts, none of them empty")
+    return found
 
 
-def _leading(R: Tensor, rank: int | None, least: int) -> Tensor:
-    """The right-singular directions of R (n, k) that are guarded: `rank`, or as many as hold ENERGY but `least`.
+def _erased(
+    pipe: DiffusionPipeline,
+    path: str,
+    Q: Tensor,
+    pairs: list[tuple[str, str]],
+    rank: int | None,
+    least: int,
+    progress: bool,
+) -> tuple[Tensor, dict[tuple[str, str], Tensor]]:
+    """D, the directions in which the texts' answers differ most from their targets': (k, r), orthonormal columns.
 
-    Raises ValueError if there is none.
+    The leading right-singular vectors of R Q^T, where R are the rows K - T of all (text, target) pairs. r is `rank`;
+    by default as many as hold ENERGY, or `least`, but at most k / 2.
+    Returned with it, for each pair, the answers to the text's last word, to its target's, and to the text's token
+    after its last word: (3, k).
+    Raises ValueError if a text is its own target, or if D holds all directions there are.
     """
-    _, sizes, right = torch.linalg.svd(R, full_matrices=False)
-    there = int((sizes > 1e-9 * sizes[0]).sum())
-    if there == 0:
-        raise ValueError("concept: its target is the same text, so there is nothing to erase")
-    energy = sizes.square().cumsum(0)
-    enough = max(least, int((energy < ENERGY * energy[-1]).sum()) + 1)
-    return right[: min(rank or enough, there)].T
+    k, rows, seen, answered = len(Q), [], 0, {}
+    few = len(pairs) * texts.positions(pipe, path) <= k
+    for some, C, T in texts.embedded(pipe, path, pairs, Q.device, progress):
+        names, aims = zip(*some, strict=True)
+        tokens = [texts.of_last_words(pipe, *one, path) for one in ((names, C), (aims, T))]
+        tokens.append(texts.of_last_words(pipe, names, C, path, after=1))
+        answered |= zip(some, torch.stack(tokens, 1) @ Q.T, strict=True)
+        R = (C - T)[C.any(-1)]  # positions that are masked out are zero
+        if few:
+            rows.append(R)
+        else:
+            seen = seen + R.T @ R
+    for (text, _), (c, t, _) in answered.items():
+        if torch.equal(c, t):
+            raise ValueError(f"concept: the target of {text!r} is the same text, so there is nothing to erase")
+    if few:
+        _, sizes, right = torch.linalg.svd(torch.cat(rows) @ Q.T, full_matrices=False)
+        energy = sizes.square()
+    else:
+        energy, right = torch.linalg.eigh(Q @ seen @ Q.T)
+        energy, right = energy.flip(0).clamp(min=0), right.T.flip(0)
+    there = int((energy > 1e-14 * energy[0]).sum())
+    enough = max(least, int((energy.cumsum(0) < ENERGY * energy.sum()).sum()) + 1)
+    r = min(there, min(enough, max(1, k // 2)) if rank is None else rank)
+    if rank is not None and r == k:
+        raise ValueError(f"rank: these layers answer in {k} directions, and with rank {rank} none would be left")
+    return right[:r].T, answered
 
 
-def _preserved(pipe: DiffusionPipeline, kept: list[str], path: str, progress: bool) -> Tensor:
-    """The second moment of the preserved tokens, a share of NEUTRAL being of those of " " and "": (d, d)."""
-    neutral = texts.encode_gram(pipe, [" ", ""], path=path) / 2
-    if not kept:
-        return neutral
-    named = texts.encode_gram(pipe, kept, path=path, progress=progress) / len(kept)
-    return (1 - NEUTRAL) * named + NEUTRAL * neutral
+def _preserved(
+    pipe: DiffusionPipeline,
+    path: str,
+    Q: Tensor,
+    listed: list[str],
+    erased: dict[str, Tensor],
+    leave_out: bool,
+    progress: bool,
+) -> Preserved:
+    """What is read of the listed texts, each encoded once. leave_out: do not take those that mean an erased text.
 
-
-def _ends(pipe: DiffusionPipeline, some: list[str], path: str = "tokens") -> Tensor:
-    """Each text's token after its last word, where the whole text has been read: (texts, d)."""
-    return texts.at_last_words(pipe, some, path, after=1)
+    erased: the answers to the tokens after the last words of the erased texts, (k,) each.
+    """
+    sums, X = texts.gram_and_ends(pipe, listed, path, progress)
+    X, C = X.to(Q) @ Q.T, torch.stack(list(erased.values()))
+    neutral = texts.at_last_words(pipe, [" "], path, after=1).to(Q) @ Q.T
+    out = meaning(listed, X, list(erased), C) if leave_out else []
+    if out:
+        sums = sums - texts.encode_gram(pipe, out, path=path, progress=progress)
+    PP = texts.encode_gram(pipe, [" ", ""], path=path) / 2
+    if len(listed) > len(out):
+        PP = (1 - NEUTRAL) * sums.to(PP) / (len(listed) - len(out)) + NEUTRAL * PP
+    away = (X - neutral).norm(dim=1)
+    there = away > 1e-6 * neutral.norm()
+    kept = [n for n, text in enumerate(listed) if there[n] and text not in out]
+    near = torch.cdist(X[kept], C).amin(1)
+    return Preserved(Q @ PP.to(Q) @ Q.T, [listed[n] for n in kept], X[kept], away[kept], near, out)

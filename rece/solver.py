@@ -196,8 +196,7 @@ def oblique(U: Tensor, D: Tensor, share: float) -> Tensor:
 
     U, D: (k, r). Returns (k, r). Raises ValueError if share is not in 0..1. Source: ours.
     """
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-        raise ValueError(f"oblique must be a number from 0 to 1, not {share!r}")
+    fraction(share, "oblique")
     return (1 - share) * U + (share * torch.linalg.solve(U.T @ D, D, left=False) if share else 0)
 
 
@@ -244,8 +243,15 @@ def precise(x: Tensor) -> Tensor:
 
 def positive(value: float, name: str, or_zero: bool = False) -> None:
     """Raises ValueError unless value is a positive (or zero, if allowed) finite number."""
-    if not isinstance(value, int | float) or not math.isfinite(value) or value < 0 or (value == 0 and not or_zero):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0 or (value == 0 and not or_zero):
         raise ValueError(f"{name} must be a {'non-negative' if or_zero else 'positive'} finite number, not {value!r}")
+
+
+def fraction(value: float, name: str) -> None:
+    """Raises ValueError unless value is a number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}")
 
 
 def _rows(x: Tensor, name: str) -> Tensor:

@@ -113,12 +113,33 @@ def at_last_words(pipe: DiffusionPipeline, some: list[str], path: str = "tokens"
 
     Of several tokenizers' positions it is in the first one's. A text that fills all of them gives its last token.
     """
-    parts = []
-    for batch in batches(list(some), 64, progress=False):
-        embeds = encode(pipe, batch, path=path)
-        at = [min(last_words(pipe, text, path)[0] + after, embeds.shape[1] - 1) for text in batch]
-        parts.append(embeds[torch.arange(len(batch)), at])
-    return torch.cat(parts)
+    found = batches(list(some), 64, progress=False)
+    return torch.cat([of_last_words(pipe, batch, encode(pipe, batch, path=path), path, after) for batch in found])
+
+
+def of_last_words(pipe: DiffusionPipeline, some: list[str], embeds: Tensor, path: str, after: int = 0) -> Tensor:
+    """`at_last_words` of texts whose embeddings, (texts, positions, d), are known."""
+    at = [min(last_words(pipe, text, path)[0] + after, embeds.shape[1] - 1) for text in some]
+    return embeds[torch.arange(len(some)), at]
+
+
+@torch.no_grad()
+def gram_and_ends(
+    pipe: DiffusionPipeline, prompts: list[str], path: str = "tokens", progress: bool = True
+) -> tuple[Tensor, Tensor]:
+    """P^T P for P = all tokens of all prompts, (d, d), and each prompt's token after its last word, (n, d).
+
+    What `encode_gram` and `at_last_words` return, float64, of prompts that are encoded once. Of none, zeros and no
+    rows.
+    """
+    d = width(pipe, path)
+    found, ends = torch.zeros(d, d, dtype=torch.float64), [torch.zeros(0, d, dtype=torch.float64)]
+    for some in batches(prompts, 64, progress):
+        embeds = encode(pipe, some, path=path)
+        P = embeds.flatten(0, 1)
+        found = found.to(P) + P.T @ P
+        ends.append(of_last_words(pipe, some, embeds, path, after=1))
+    return found, torch.cat([part.to(found) for part in ends])
 
 
 def matched(pipe: DiffusionPipeline, concept: str, target: str, path: str = "tokens") -> tuple[list[int], list[int]]:
@@ -168,23 +189,37 @@ def erased_tokens(
     that size and compressed to that many. Counted: n rows cost 4 n d^2 operations per solve, and compressing them once
     8 n d^2 and one eigendecomposition of width 2 d.
     """
-    size = max(1, ROW_LIMIT * width(pipe, path) // positions(pipe, path))
-    few = len(pairs) <= size
-    if not few:
-        pairs = sorted(pairs, key=lambda pair: pair[1])  # so that a target of many concepts is encoded once
-    embeds, sums, words = {}, [0, 0], []
-    for some in batches(pairs, size, progress):
-        asked = list(dict.fromkeys(text for side in zip(*some, strict=True) for text in side))
-        new = [text for text in asked if text not in embeds]
-        embeds = {text: embeds[text] for text in asked if text in embeds}
-        if new:
-            embeds |= zip(new, encode(pipe, new, path=path, progress=progress).to(device), strict=True)
-        *rows, word = _rows(pipe, path, some, embeds, last)
+    few = len(pairs) <= _at_once(pipe, path)
+    sums, words = [0, 0], []
+    for some, C, T in embedded(pipe, path, pairs, device, progress):
+        *rows, word = _rows(pipe, path, some, C, T, last)
         words.append(word)
         if not few:
             sums = [total + solver.gram_of_pairs(*pair) for total, pair in zip(sums, rows, strict=True)]
     first, later = rows if few else map(solver.compress, sums)
     return first, later, torch.cat(words)
+
+
+def embedded(
+    pipe: DiffusionPipeline, path: str, pairs: list[tuple[str, str]], device: torch.device, progress: bool = True
+) -> Iterator[tuple[list[tuple[str, str]], Tensor, Tensor]]:
+    """Some (concept, target) pairs at a time, with the embeddings of their concepts, C, and of their targets, T.
+
+    ROW_LIMIT * d rows at a time. More pairs come in the order of their targets, so that a target of many concepts is
+    encoded once. C, T: (pairs, positions, d) float64 on `device`. Masked positions are zero in C, and in T they repeat
+    the last token.
+    """
+    size, known = _at_once(pipe, path), {}
+    if len(pairs) > size:
+        pairs = sorted(pairs, key=lambda pair: pair[1])
+    for some in batches(pairs, size, progress):
+        asked = list(dict.fromkeys(text for side in zip(*some, strict=True) for text in side))
+        new = [text for text in asked if text not in known]
+        known = {text: known[text] for text in asked if text in known}
+        if new:
+            known |= zip(new, encode(pipe, new, path=path, progress=progress).to(device), strict=True)
+        C = torch.stack([known[concept] for concept, _ in some])
+        yield some, C, torch.stack([_extended(known[target]) for _, target in some])
 
 
 def token_scale(pipe: DiffusionPipeline, path: str) -> float:
@@ -216,15 +251,18 @@ def final_norm(pipe: DiffusionPipeline) -> tuple[Tensor, Tensor]:
     return gamma, beta
 
 
+def _at_once(pipe: DiffusionPipeline, path: str) -> int:
+    """How many concepts have ROW_LIMIT * d rows."""
+    return max(1, ROW_LIMIT * width(pipe, path) // positions(pipe, path))
+
+
 def _rows(
-    pipe: DiffusionPipeline, path: str, pairs: list[tuple[str, str]], embeds: dict[str, Tensor], last: bool
+    pipe: DiffusionPipeline, path: str, pairs: list[tuple[str, str]], C: Tensor, T: Tensor, last: bool
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
     """K and T of the start, K and T of the rounds, and the last word tokens, of concepts with their targets.
 
-    embeds: of every text, (positions, d). last: the start takes the last words alone.
+    C, T: see `embedded`. last: the start takes the last words alone.
     """
-    C = torch.stack([embeds[concept] for concept, _ in pairs])
-    T = torch.stack([_extended(embeds[target]) for _, target in pairs])
     if last:
         cuts = [tuple(last_words(pipe, text, path) for text in pair) for pair in pairs]
     else:

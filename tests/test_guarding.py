@@ -356,6 +356,7 @@ def test_saved_composed_and_removed(any_pipe, tmp_path):
         ({"rank": 0}, "rank must be a whole number"),
         ({"rank": True}, "rank must be a whole number"),
         ({"target": ["cat", "hat"]}, "target must be one text or one per concept"),
+        ({"target": "dog"}, "the target of 'dog' is the same text"),
         ({"target": 5}, "target must be a list of texts"),
         ({"preserve": "cat"}, "preserve must be a list of texts"),
         ({"preserve": [5]}, "preserve must be a list of texts"),
