@@ -71,7 +71,8 @@ class Certificate:
     @property
     def passed(self) -> bool:
         """Whether no prompt can come as close to any of the concepts as some other concept already is."""
-        return bool((self.words.distance >= self.words.other).all())
+        least = self.words[["distance", "embedding"]].max(axis=1)  # either holds for every prompt
+        return bool((least >= self.words.other).all())
 
 
 def certify(
@@ -105,18 +106,23 @@ def certify(
         )
     known = synonyms if isinstance(synonyms, dict) else dict.fromkeys(concepts, synonyms or [])
     d = layers.width(pipe)
+    if isinstance(shipped, str) and shipped not in layers.DTYPES:
+        raise ValueError(
+            f"shipped must be weights by layer name or one of {', '.join(layers.DTYPES)}, not {shipped!r}"
+        )
     if eraser is not None and len(eraser.map) != d:
         raise ValueError(f"eraser must be for text width {d}, but is for {len(eraser.map)}")
     tables, minimisers = [], torch.zeros(0, d, dtype=torch.float64)
     for path in families.paths(pipe):
-        C, table = _tokens(pipe, path, concepts, targets, list(others or []), known)
-        Q, _ = (part.to(C.device) for part in layers.answers(pipe, path))
+        Q, _ = layers.answers(pipe, path)
+        G = Q.T @ Q
+        C, table = _tokens(pipe, path, G, concepts, targets, list(others or []), known)
         map = None if eraser is None else eraser.map if path == "tokens" else eraser.pooled
         M = torch.eye(C.shape[1], dtype=C.dtype, device=C.device) if map is None else map.to(C.device)
         found = {"distance": torch.full_like(C[:, 0], torch.nan), "embedding": any_embedding(Q @ M, C @ Q.T)}
         if path == "tokens" and (leaves := _final_norm(pipe)) is not None:
             gamma, beta = (part.to(C.device) for part in leaves)
-            found["distance"], minimisers = bound(M, Q.T @ Q, C, gamma, beta)
+            found["distance"], minimisers = bound(M, G, C, gamma, beta)
         found["shipped"] = _shipped(pipe, path, M, C, shipped)
         found["edited"] = ((C @ M.T - C) @ Q.T).norm(dim=1)
         for place, (name, values) in enumerate(found.items()):
@@ -159,18 +165,15 @@ def _final_norm(pipe: DiffusionPipeline) -> tuple[Tensor, Tensor] | None:
         return None
 
 
-def _tokens(pipe, path: str, concepts, targets, others, known) -> tuple[Tensor, pd.DataFrame]:
-    """The tokens that are certified, (n, d), and the columns of the table that are about the original model alone."""
-    Q, _ = layers.answers(pipe, path)
+def _tokens(pipe, path: str, G: Tensor, concepts, targets, others, known) -> tuple[Tensor, pd.DataFrame]:
+    """The tokens that are certified, (n, d) on G's device, and the table's columns about the original model alone."""
     rows, tokens = [], []
-    all_others, last = _encoded(pipe, others, path)
+    all_others, last = _encoded(pipe, others, path, G)
     for text, aim in zip(concepts, targets, strict=True):
-        C, T = texts.encode(pipe, [text, aim], path=path)
-        i, j = (texts.last_words(pipe, one, path)[0] for one in (text, aim))
-        G = (Q.T @ Q).to(C.device)
+        (C, T), (i, j) = _encoded(pipe, [text, aim], path, G)
         kept = [n for n, other in enumerate(others) if other != text]
         near, near_index = _nearest(G, C, i, all_others[kept], [last[n] for n in kept])
-        same, _ = _nearest(G, C, i, *_encoded(pipe, known.get(text, []), path))
+        same, _ = _nearest(G, C, i, *_encoded(pipe, known.get(text, []), path, G))
         positions = torch.arange(len(C))
         away = norm(C - T[(positions - i + j).clamp(0, len(T) - 1)], G)
         part = pd.DataFrame({"concept": text, "position": positions, "kind": "padding"})
@@ -190,7 +193,7 @@ def _tokens(pipe, path: str, concepts, targets, others, known) -> tuple[Tensor, 
 
 
 def _shipped(pipe, path: str, M: Tensor, C: Tensor, shipped: str | dict[str, Tensor] | None) -> Tensor:
-    """The column `shipped` of the table."""
+    """The column `shipped` of the table: (n,) for the tokens C, (n, d)."""
     if shipped is None:
         return torch.full_like(C[:, 0], torch.nan)
     if isinstance(shipped, str):
@@ -199,6 +202,8 @@ def _shipped(pipe, path: str, M: Tensor, C: Tensor, shipped: str | dict[str, Ten
     for name, weight in layers.originals(pipe, path).items():
         W = solver.precise(weight).to(C.device)
         edited = solver.precise(shipped.get(name, weight)).to(C.device)[:, : W.shape[1]]
+        if edited.shape != W.shape:
+            raise ValueError(f"shipped: {name} must be {tuple(W.shape)}, but is {tuple(edited.shape)}")
         A, B, G = A + edited.T @ edited, B + edited.T @ W, G + W.T @ W
     return weights_bound(A, B, G, C)
 
@@ -239,9 +244,9 @@ def nearest_of(pipe: DiffusionPipeline, G: Tensor, words: Tensor, others: list[s
     return found
 
 
-def _encoded(pipe: DiffusionPipeline, words: list[str], path: str) -> tuple[Tensor, list[int]]:
-    """The embeddings of texts, (texts, positions, d), and where their last words are; of none, none."""
-    E = texts.encode(pipe, words or [""], path=path)[: len(words)]
+def _encoded(pipe: DiffusionPipeline, words: list[str], path: str, G: Tensor) -> tuple[Tensor, list[int]]:
+    """The embeddings of texts, (texts, positions, d) on G's device, and where their last words are; of none, none."""
+    E = texts.encode(pipe, words or [""], path=path)[: len(words)].to(G)
     return E, [texts.last_words(pipe, text, path)[0] for text in words]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from rece import solver
 from rece.families import bare, family, model
 
+DTYPES = ("float32", "float16", "bfloat16", "float64", "int8")  # of weights as they are shipped
 KEPT = "_rece_kept"  # attribute of an edited model: its Kept
 _GRAMS = WeakKeyDictionary()  # of a model, by path: a digest of its layers' weights, G, and G's factors if asked for
 
@@ -161,9 +162,12 @@ def fuse(pipe: DiffusionPipeline, M: Tensor, pooled: Tensor | None = None) -> No
 def edited(pipe: DiffusionPipeline, M: Tensor, path: str = "tokens", dtype: str | None = None) -> dict[str, Tensor]:
     """The weights W M of the layers that read a path, as a file would hold them; the pipeline is left as it is.
 
-    dtype: "float32", "float16", "bfloat16", "float64" or "int8" (each row divided by its largest size, times 127, and
-    rounded); by default the weight's own. Returns (out, d) by name; of int8 what it stands for, in float32.
+    dtype: one of DTYPES, by default the weight's own. "int8" divides each row by its largest size, times 127, and
+    rounds. Returns (out, d) by name; of int8 what it stands for, in float32.
+    Raises ValueError on another dtype.
     """
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     found = {}
     for name, weight in originals(pipe, path).items():
         W = solver.precise(weight) @ M.to(solver.precise(weight[:1]).device)
