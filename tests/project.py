@@ -109,8 +109,10 @@ def code_of(file: str) -> str:
 
 
 def imported(file: str) -> list[str]:
-    """The files and FOLDERS of rece that a file imports, directly or not, also inside of functions."""
+    """The files and FOLDERS of rece that a file imports, directly or not, also inside of functions, and their data."""
     found = cache.imported(code_of(file))
     for folder in (folder for folder in FOLDERS if any(one.startswith(f"{folder}/") for one in found)):
         found |= cache.imported("\n".join(module.read_text() for module in (ROOT / folder).glob("*.py")))
+    if "rece/guarding.py" in found:
+        found.add("rece/everyday.txt")  # which it reads
     return sorted({next((folder for folder in FOLDERS if f.startswith(f"{folder}/")), f) for f in found})

@@ -1,5 +1,7 @@
 """The certificate: optimal, attained, and below everything an encoder can emit."""
 
+from itertools import pairwise
+
 import pytest
 import tiny
 import torch
@@ -368,3 +370,15 @@ def test_layers_that_were_emptied_answer_nothing(pipe):
     dog = texts.at_last_words(pipe, ["dog"])
     assert nothing.shipped.item() == pytest.approx(certificate.norm(dog, layers.gram(pipe)).item())
     assert rece.certify(pipe, None, "dog").words.shipped.isna().all()
+
+
+@pytest.mark.parametrize("concept", ["dog", "noto"])
+def test_the_rounds_of_rece_come_near_to_a_projection(concept):
+    """The least singular value falls tenfold or more in every round. Once it is lost, no embedding undoes the edit."""
+    pipe = config.load("data/emoji-diffusion")
+    Q, _ = layers.answers(pipe)
+    steps = rece.erase(pipe, concept, progress=False, rounds=4).history
+    least = [(sizes[-1] / sizes[0]).item() for sizes in (torch.linalg.svdvals(Q @ M) for M in steps)]
+    assert all(after < before / 10 or before < 1e-12 for before, after in pairwise(least))
+    bounds = [rece.certify(pipe, rece.Eraser(M), concept).guarded for M in (steps[0], steps[-1])]
+    assert bounds[0] < 1e-9 and bounds[1] > 0.3

@@ -163,8 +163,8 @@ def literal(pipe, pairs, kept, mu, path="tokens", rank=None):
     _, sizes, right = torch.linalg.svd(torch.cat(rows) @ root, full_matrices=False)
     if rank is None:
         energy = sizes.square().cumsum(0) / sizes.square().sum()
-        most = max(len(pairs), int((energy < guarding.ENERGY).sum()) + 1)
-        rank = min(most, int((sizes > 1e-7 * sizes[0]).sum()))
+        enough = max(len(pairs), int((energy < guarding.ENERGY).sum()) + 1)
+        rank = min(enough, max(1, int(seen.sum()) // 2), int((sizes > 1e-7 * sizes[0]).sum()))
     P, N = (read(some).flatten(0, 1) @ root for some in (kept, [" ", ""]))
     A = (1 - guarding.NEUTRAL) * P.T @ P / len(kept) + guarding.NEUTRAL * N.T @ N / 2
     A = A * seen.sum() / A.trace() + mu * torch.eye(len(A), dtype=F64)
@@ -356,7 +356,6 @@ def test_saved_composed_and_removed(any_pipe, tmp_path):
         ({"rank": 0}, "rank must be a whole number"),
         ({"rank": True}, "rank must be a whole number"),
         ({"target": ["cat", "hat"]}, "target must be one text or one per concept"),
-        ({"target": "dog"}, "the target of 'dog' is the same text"),
         ({"target": 5}, "target must be a list of texts"),
         ({"preserve": "cat"}, "preserve must be a list of texts"),
         ({"preserve": [5]}, "preserve must be a list of texts"),
@@ -374,7 +373,7 @@ def test_bad_input_is_named_before_anything_is_computed(pipe, given, message, mo
 
 
 def test_a_target_that_is_the_concept_and_a_share_out_of_range_are_named(pipe):
-    with pytest.raises(ValueError, match="concept: its target is the same text"):
+    with pytest.raises(ValueError, match="concept: the target of 'dog' is the same text"):
         rece.guard(pipe, "dog", target="dog", preserve=KEPT, progress=False)
     for share in (2.0, math.nan):
         with pytest.raises(ValueError, match="oblique must be a number from 0 to 1"):

@@ -102,7 +102,6 @@ class Fair(Section):
     per: dict[str, PositiveInt]
     kept: dict[Literal["neighbour", "other"], PositiveInt]
     grid: dict[str, list[dict[str, list]]]
-    attacks: dict[str, dict]
 
 
 class Limits(Section):
@@ -144,6 +143,7 @@ class EmbeddedStudy(Study):
     """Those of the embedded model's study too."""
 
     fair: Fair
+    fair_attacks: dict[str, dict]
     limits: Limits
     fair_kinds: list[str]
     sweep_concepts: list[str]

@@ -161,7 +161,10 @@ def measured(
     cases = plan.cases(world, group, fair["per"][group["kind"]] * len(plan.members(world, group)), fair["seed"])
     parts = []
     for attack, budget in budgets.items():
-        aware, some = attacks.needs(experiment.module(attack, budget)), cases.head(budget.get("n", len(cases)))
+        aware, some = attacks.needs(experiment.module(attack, budget)), asked(world, attack, cases)
+        some = some.head(budget.get("n", len(some)))
+        if not len(some):
+            continue
         own = {key: value for key, value in budget.items() if key != "preserve"}
         attempts = experiment.attempt(attack, victim if aware else pipe, pipe, some, world, group, own)
         rows = some.assign(prompt=attempts.prompts or "", seed=attempts.seeds, what=attack)
@@ -175,6 +178,12 @@ def measured(
         table.insert(2, "case", table.groupby(["what", "concept"]).cumcount())
         tables.append(table.assign(sure=(answers.wanted & (answers.probability >= fair["threshold"])).astype(int)))
     return pd.concat(tables, ignore_index=True)
+
+
+def asked(world: World, attack: str, cases: pd.DataFrame) -> pd.DataFrame:
+    """The cases that an attack can be run on: one by other words only those of concepts that have such words."""
+    further = {"synonym": {name: words[1:] for name, words in world.words.items()}, "paraphrase": world.held_out}
+    return cases[[bool(further[attack][name]) for name in cases.name]] if attack in further else cases
 
 
 def grid(fair: dict, erase: dict) -> list[tuple[str, dict]]:
