@@ -324,7 +324,9 @@ def fair_rates(rates: pd.DataFrame, preserve: str) -> Figure:
     whats = [name for name in whats if name not in KEPT] + [name for name in KEPT if name in whats]
     some = rates[rates.preserve.isin([preserve, "none"])]
     methods = [name for name in order(some.method)]
-    fig, axes = plt.subplots(1, len(kinds), figsize=(2.25 * len(kinds) + 1.6, 0.42 * len(whats) + 1.5), sharey=True)
+    fig, axes = plt.subplots(
+        1, len(kinds), figsize=(max(7.5, 2.25 * len(kinds) + 1.6), 0.42 * len(whats) + 1.5), sharey=True
+    )
     for ax, kind in zip(np.atleast_1d(axes), kinds, strict=True):
         for n, method in enumerate(methods):
             part = some[(some.kind == kind) & (some.method == method)].set_index("what").reindex(whats)
@@ -405,19 +407,26 @@ def ablation(rates: pd.DataFrame) -> Figure:
     return fig
 
 
-def relearning(rates: pd.DataFrame) -> Figure:
-    """Success against steps of training on pictures of the concept: columns method, steps, rate, low, high."""
-    fig, ax = plt.subplots(figsize=(6.4, 3.8))
-    for n, method in enumerate(order(rates.method)):
-        part = rates[rates.method == method]
-        x = np.arange(len(part)) + 0.06 * (n - 2)
-        error = np.array([part.rate - part.low, part.high - part.rate]).clip(0)
-        ax.errorbar(x, part.rate, yerr=error, marker="o", ms=5, lw=1.4, color=colour(method), label=label(method))
-        ax.set_xticks(np.arange(len(part)), part.steps)
-    ax.set(xlabel="steps of training on ten pictures", ylabel="success on new prompts", ylim=(-0.04, 1.04))
-    ax.grid(axis="y", color="0.92")
-    ax.legend(frameon=False, fontsize=9)
-    fig.tight_layout()
+def effort(rates: pd.DataFrame, x: str, axis: str) -> Figure:
+    """Success against what an attacker spends, one line per method and one panel per attack.
+
+    rates: columns what (the attack), method, rate, low, high, and x, the name of what is spent. axis: its label.
+    """
+    whats = order(rates.what)
+    fig, axes = plt.subplots(1, len(whats), figsize=(3.2 * len(whats) + 3, 3.6), sharey=True, squeeze=False)
+    for ax, what in zip(axes[0], whats, strict=True):
+        for n, method in enumerate(order(rates.method)):
+            part = rates[(rates.method == method) & (rates.what == what)].sort_values(x)
+            error = np.array([part.rate - part.low, part.high - part.rate]).clip(0)
+            style = {"marker": "o", "ms": 5, "lw": 1.4, "elinewidth": 1}
+            at = np.arange(len(part)) + 0.06 * (n - 2)
+            ax.errorbar(at, part.rate, yerr=error, color=colour(method), label=label(method), **style)
+            ax.set_xticks(np.arange(len(part)), part[x])
+        ax.set(title=label(what), xlabel=axis, ylim=(-0.04, 1.04))
+        ax.grid(axis="y", color="0.92")
+    axes[0, 0].set_ylabel("success")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="center right")
+    fig.tight_layout(rect=(0, 0, 1 - 1.2 / fig.get_figwidth(), 1))
     return fig
 
 
