@@ -62,6 +62,7 @@ test: setup  ## run the tests, then every notebook with its default parameters
 
 bench: setup  ## time solver, certificate and attacks against their literal forms; count the paper's work
 	@python tests/bench/edit.py
+	@PYTHONPATH=tests python -m bench.guard
 	@python tests/bench/redteam.py
 	@python data/paper/cost.py
 

@@ -7,6 +7,7 @@ import cost
 import pytest
 import torch
 from bench import edit as bench
+from bench import guard as bench_guard
 from bench import redteam as bench_redteam
 
 from rece import attacks
@@ -51,6 +52,21 @@ def test_the_whole_table_at_a_tiny_shape(monkeypatch, capsys, tmp_path):
     per_concept = (rows["3"]["literal"] - rows["1"]["literal"]) / 2
     assert rows["12"]["literal"] == pytest.approx(rows["1"]["literal"] + 11 * per_concept)
     assert list((tmp_path / "results" / "bench").iterdir()) == [tmp_path / "results" / "bench" / "bench.json"]
+
+
+def test_the_table_of_the_guarded_eraser_at_a_tiny_shape(monkeypatch, capsys):
+    assert all(
+        bench_guard.SHAPES[name] == (bench.SHAPES[name][0], width) for name, width in [("sd14", 768), ("sdxl", 2048)]
+    )
+    monkeypatch.setattr(bench_guard, "SHAPES", {"sd14": ([8, 12], 16)})
+    monkeypatch.setattr(bench_guard, "COUNTS", (1, 3))
+    monkeypatch.setattr(sys, "argv", ["bench.guard"])
+    bench_guard.main()
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert len(lines) == 2 * len(bench_guard.METHODS) and all(len(line.split()) >= 6 for line in lines)
+    pipe = bench_guard.Random([8, 12], 16, "cpu")
+    one, other = (bench.texts.encode(pipe, some) for some in (["dog", "cat"], ["cat"]))
+    assert torch.equal(one[1], other[0]) and not torch.equal(one[0], one[1])
 
 
 @pytest.mark.parametrize("concepts", [1, 3])
