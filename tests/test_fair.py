@@ -7,10 +7,13 @@ import pandas as pd
 import pytest
 import torch
 from project import params
+from study import GENERATE
 
+import rece
 from rece import layers, texts
+from rece.attacks import Attempts
 from rece.emoji import world as worlds
-from rece.study import config, fair, plan
+from rece.study import config, experiment, fair, plan, relearning, spending
 
 WORLD = worlds.load()
 FAIR = params()["fair"]
@@ -134,3 +137,53 @@ def test_ablation_changes_one_thing_at_a_time(emoji):
         assert (sizes[-1] < 1e-9 * sizes[0]) == (name != "soft"), name  # all but the soft one make answers impossible
     away = {name: (Q @ (eraser.map @ horse - horse)).norm().item() for name, eraser in made.items()}
     assert away["oblique"] > away["guarded"] and away["soft"] < away["plain directions"]
+
+
+def test_attacks_by_other_words_are_run_where_there_are_such_words():
+    without = [name for name in WORLD.objects if not WORLD.held_out[name]]
+    cases = pd.DataFrame({"name": [*without, "dog", "dog"]})
+    assert without and list(fair.asked(WORLD, "paraphrase", cases).name) == ["dog", "dog"]
+    assert len(fair.asked(WORLD, "synonym", cases)) == len(fair.asked(WORLD, "plain", cases)) == len(cases)
+
+
+def test_relearning_trains_the_layers_that_read_the_prompt_and_nothing_else(emoji):
+    erased = rece.guard(emoji, "dog", preserve=["cat"], mu=1.0, progress=False)
+    before = {name: weight.clone() for name, weight in emoji.unet.state_dict().items()}
+    how = {"lr": 1e-3, "batch_size": 2, "generate_as": {"steps": 1, "batch_size": 2, "progress": False}}
+    learnt = []
+    for _ in range(2):
+        model = experiment.victim(emoji, erased)
+        start = {name: weight.clone() for name, weight in model.unet.state_dict().items()}
+        seen = [
+            (done, {name: weight.clone() for name, weight in model.unet.state_dict().items()})
+            for done in relearning.relearn(model, emoji, ["a dog", "the dog"], [0, 1], [0, 1, 2], **how)
+        ]
+        assert [done for done, _ in seen] == [0, 1, 2]
+        changed = [{name for name in start if not torch.equal(start[name], weights[name])} for _, weights in seen]
+        assert changed[0] == set() and changed[1] == changed[2] == {
+            f"{name}.weight" for name in layers.prompt_layers(emoji)
+        }
+        learnt.append(seen[-1][1])
+    assert all(torch.equal(learnt[0][name], weight) for name, weight in learnt[1].items())
+    assert all(torch.equal(before[name], weight) for name, weight in emoji.unet.state_dict().items())
+
+
+def test_what_a_search_may_spend_is_tried_with_the_attacks_own_numbers(emoji, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        experiment, "attempt", lambda name, *_: asked.append((name, _[-1])) or Attempts(["a dog"], [0])
+    )
+    group = fair.groups(WORLD, FAIR)["sunflower"]
+    chosen = {("uce", "names", 1): {"rounds": 0}}
+    budget = {"attack": "inversion", "space": "word", "n": 1, "updates": 9, "preserve": ["names"]}
+    table = spending.curves(
+        emoji, Always(), WORLD, {"sunflower": group}, chosen, FAIR, GENERATE, {"word": budget}, {"word": [1, 3]}
+    )
+    assert [budget["updates"] for _, budget in asked] == [1, 3]
+    assert all(budget["attack"] == "inversion" and budget["space"] == "word" for _, budget in asked)
+    assert list(table.updates) == [1, 3] and set(table.what) == {"word"} and list(table.sure) == [1, 1]
+
+
+class Always:
+    def answers(self, images, cases):
+        return pd.DataFrame({"wanted": [True] * len(images), "probability": 1.0})

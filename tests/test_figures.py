@@ -193,3 +193,18 @@ def test_a_figure_is_shown_with_a_text_for_those_who_do_not_see_it(tmp_path, mon
         assert not plt.fignum_exists(fig.number)
     assert [picture.alt for picture in shown] == ["a small empty figure"] * 2
     assert shown[1].data == path.read_bytes() and shown[1].data.startswith(b"\x89PNG")
+
+
+def test_effort_has_a_panel_per_attack_and_a_line_per_method_with_intervals():
+    rows = [(what, method, n, n / 10) for what in ("mma", "p4d_n") for method in ("uce", "guarded") for n in (1, 5, 9)]
+    table = pd.DataFrame(rows, columns=["what", "method", "updates", "rate"])
+    table = table.assign(low=table.rate - 0.05, high=table.rate + 0.05)
+    fig = figures.effort(table.sample(frac=1, random_state=0), "updates", "updates of the search")
+    assert len(fig.axes) == 2 and len(fig.legends[0].get_texts()) == 2
+    for ax in fig.axes:
+        assert ax.get_xlabel() == "updates of the search" and [t.get_text() for t in ax.get_xticklabels()] == [
+            "1",
+            "5",
+            "9",
+        ]
+        assert all(list(bars.lines[0].get_ydata()) == [0.1, 0.5, 0.9] for bars in ax.containers)
