@@ -83,7 +83,7 @@ format: setup  ## fix what lint can fix, and strip the stage notebooks
 # comments.
 THAW := trap 'mv dvc.yaml.frozen dvc.yaml' EXIT; sed -i.frozen '/^ *frozen: true/d' dvc.yaml
 
-fair: setup  ## rerun the fair study, whose results are in git (an hour on two cores with bfloat16)
+fair: setup  ## rerun the fair study, whose results are in git (an hour and a half on two cores with bfloat16)
 	@$(THAW); dvc repro choose fair
 
 data: setup  ## rebuild the embedded model from its images (hours; needs npm)

@@ -170,17 +170,15 @@ def test_relearning_trains_the_layers_that_read_the_prompt_and_nothing_else(emoj
 
 def test_what_a_search_may_spend_is_tried_with_the_attacks_own_numbers(emoji, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        experiment, "attempt", lambda name, *_: asked.append((name, _[-1])) or Attempts(["a dog"], [0])
-    )
+    monkeypatch.setattr(experiment, "attempt", lambda *given: asked.append(given[-1]) or Attempts(["a dog"], [0]))
     group = fair.groups(WORLD, FAIR)["sunflower"]
     chosen = {("uce", "names", 1): {"rounds": 0}}
     budget = {"attack": "inversion", "space": "word", "n": 1, "updates": 9, "preserve": ["names"]}
     table = spending.curves(
         emoji, Always(), WORLD, {"sunflower": group}, chosen, FAIR, GENERATE, {"word": budget}, {"word": [1, 3]}
     )
-    assert [budget["updates"] for _, budget in asked] == [1, 3]
-    assert all(budget["attack"] == "inversion" and budget["space"] == "word" for _, budget in asked)
+    assert [budget["updates"] for budget in asked] == [1, 3]
+    assert all(budget["attack"] == "inversion" and budget["space"] == "word" for budget in asked)
     assert list(table.updates) == [1, 3] and set(table.what) == {"word"} and list(table.sure) == [1, 1]
 
 

@@ -202,9 +202,6 @@ def test_effort_has_a_panel_per_attack_and_a_line_per_method_with_intervals():
     fig = figures.effort(table.sample(frac=1, random_state=0), "updates", "updates of the search")
     assert len(fig.axes) == 2 and len(fig.legends[0].get_texts()) == 2
     for ax in fig.axes:
-        assert ax.get_xlabel() == "updates of the search" and [t.get_text() for t in ax.get_xticklabels()] == [
-            "1",
-            "5",
-            "9",
-        ]
+        assert ax.get_xlabel() == "updates of the search"
+        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "5", "9"]
         assert all(list(bars.lines[0].get_ydata()) == [0.1, 0.5, 0.9] for bars in ax.containers)

@@ -6,18 +6,19 @@ Each is computed twice on the same pipeline: the second time the Gram matrix and
 """
 
 import argparse
-import time
 import zlib
+from functools import partial
 
 import torch
+from bench import edit
 from bench.edit import POSITIONS, ROUNDS, Standin, names
 
 import rece
 
 # model: outputs of the blocks, each with a K and a V matrix; width of the text
 SHAPES = {
-    "sd14": ([320] * 5 + [640] * 5 + [1280] * 6, 768),
-    "sdxl": ([640] * 10 + [1280] * 60, 2048),
+    "sd14": (edit.SHAPES["sd14"][0], 768),
+    "sdxl": (edit.SHAPES["sdxl"][0], 2048),
     "flux": ([1536], 4096),  # K and V together have the 3,072 outputs of its one context embedder
 }
 COUNTS = (1, 100, 1000)
@@ -36,9 +37,9 @@ class Random(Standin):
 
 
 METHODS = {
-    "UCE": lambda pipe, concepts: rece.erase(pipe, concepts, rounds=0, progress=False),
-    f"RECE, {ROUNDS} rounds": lambda pipe, concepts: rece.erase(pipe, concepts, rounds=ROUNDS, progress=False),
-    "guard": lambda pipe, concepts: rece.guard(pipe, concepts, progress=False),
+    "UCE": partial(rece.erase, rounds=0, progress=False),
+    f"RECE, {ROUNDS} rounds": partial(rece.erase, rounds=ROUNDS, progress=False),
+    "guard": partial(rece.guard, progress=False),
 }
 
 
@@ -46,17 +47,13 @@ def measure(shape: tuple[list[int], int], concepts: int, device: str) -> dict[st
     """For every method its seconds the first time and the second, and the rank of what it edits."""
     found = {}
     for method, erase in METHODS.items():
-        pipe = Random(*shape, device)
-        first, eraser = _timed(lambda p=pipe, e=erase: e(p, names(concepts)))
-        again, _ = _timed(lambda p=pipe, e=erase: e(p, names(concepts)))
-        found[method] = {"first": first, "again": again, "rank": eraser.rank}
+        pipe, seconds = Random(*shape, device), {}
+        for time in ("first", "again"):
+            start = edit._now(pipe)
+            eraser = erase(pipe, names(concepts))
+            seconds[time] = edit._now(pipe) - start
+        found[method] = seconds | {"rank": eraser.rank}
     return found
-
-
-def _timed(call) -> tuple[float, rece.Eraser]:
-    start = time.perf_counter()
-    made = call()  # its map is on the CPU, so a device has finished
-    return time.perf_counter() - start, made
 
 
 def main() -> None:
