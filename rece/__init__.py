@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 HOMES = {
     "Certificate": "certificate",
+    "Edit": "edits",
     "Eraser": "eraser",
     "Round": "erasing",
     "Start": "erasing",

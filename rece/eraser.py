@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rece import families, files, layers, solver, texts
+from rece.edits import Edit
 
 
-class Eraser:
+class Eraser(Edit, kind="map"):
     """An edit of every layer that reads the prompt: W' = W @ map; equally, prompt embeddings h (rows) become h @
     map.T.
 
@@ -83,17 +83,19 @@ class Eraser:
         """The relative Frobenius norm of what of map - I is lost if it is cut to `rank` directions."""
         return solver.factor(self.map, rank)[2]
 
+    def parts(self, pipe: DiffusionPipeline) -> tuple[str, ...]:
+        """The parts of a pipeline that it changes."""
+        return (families.part(pipe),)
+
     def apply(self, pipe: DiffusionPipeline) -> DiffusionPipeline:
         """Fuse the map into the pipeline's weights, in their own dtype and place, and return the pipeline.
 
         Raises ValueError, before any change, if the pipeline carries an eraser or its text space is another one.
         """
-        made_for = self.provenance.get("text_encoders")
         d = layers.width(pipe)
         if len(self.map) != d:
             raise ValueError(f"this eraser is for text width {len(self.map)}, but the pipeline's is {d}")
-        if made_for and texts.encoders(pipe) != made_for:
-            raise ValueError(f"this eraser is for {made_for}, but the pipeline has {texts.encoders(pipe)}")
+        self.fits(pipe)
         layers.fuse(pipe, self.map, self.pooled)
         self._pipe = weakref.ref(pipe)
         return pipe
@@ -122,26 +124,19 @@ class Eraser:
 
         With history=True the maps of the single steps too. Missing folders are made.
         """
-        tensors = {"map": self.map.contiguous()}
-        if self.pooled is not None:
-            tensors["pooled"] = self.pooled.contiguous()
+        tensors = self.tensors()
         if history:
             tensors |= {f"history.{step:04d}": map.clone() for step, map in enumerate(self.history)}
         files.write(tensors, Path(path), {"format": "pt", "rece": json.dumps(self.provenance)})
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file of it holds."""
+        return {"map": self.map.contiguous()} | ({} if self.pooled is None else {"pooled": self.pooled.contiguous()})
+
     @classmethod
-    def load(cls, path: str | Path) -> "Eraser":
-        """Read a file written by `save`. Raises FileNotFoundError, or ValueError if it is not a whole eraser file."""
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no eraser file at {path}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                provenance = json.loads((file.metadata() or {})["rece"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-            map, pooled = tensors.pop("map"), tensors.pop("pooled", None)
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} is not a whole eraser file, make it again with Eraser.save ({error})") from None
+    def of(cls, tensors: dict[str, Tensor], provenance: dict) -> "Eraser":
+        """The eraser of a file's tensors. Raises KeyError or ValueError if they are not those of an eraser."""
+        map, pooled = tensors.pop("map"), tensors.pop("pooled", None)
         return cls(map, provenance, [tensors[name] for name in sorted(tensors)] or None, pooled)
 
     def save_lora(

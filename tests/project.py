@@ -96,7 +96,7 @@ def stage_notebooks() -> list[str]:
     return sorted({run.notebook for stage in [*stages(), *stages(PAPER)] for run in stage.runs})
 
 
-FOLDERS = ("rece/attacks", "rece/methods", "rece/judges")  # their modules are found by name
+FOLDERS = ("rece/attacks", "rece/judges")  # their modules are found by name
 
 
 def code_of(file: str) -> str:
@@ -109,8 +109,14 @@ def code_of(file: str) -> str:
 
 
 def imported(file: str) -> list[str]:
-    """The files and FOLDERS of rece that a file imports, directly or not, also inside of functions, and their data."""
+    """The files and FOLDERS of rece that a file imports, directly or not, also inside of functions, and their data.
+
+    Of the methods, which are found by name too, those of params.yaml.
+    """
     found = cache.imported(code_of(file))
+    if "rece/methods/__init__.py" in found:
+        named = [f"rece/methods/{name}.py" for name in params()["erase"]]
+        found |= {*named, *cache.imported("\n".join(map(code_of, named)))}
     for folder in (folder for folder in FOLDERS if any(one.startswith(f"{folder}/") for one in found)):
         found |= cache.imported("\n".join(module.read_text() for module in (ROOT / folder).glob("*.py")))
     if "rece/guarding.py" in found:

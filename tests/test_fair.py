@@ -142,7 +142,8 @@ def test_ablation_changes_one_thing_at_a_time(emoji):
 def test_attacks_by_other_words_are_run_where_there_are_such_words():
     without = [name for name in WORLD.objects if not WORLD.held_out[name]]
     cases = pd.DataFrame({"name": [*without, "dog", "dog"]})
-    assert without and list(fair.asked(WORLD, "paraphrase", cases).name) == ["dog", "dog"]
+    found = fair.asked(WORLD, "paraphrase", cases).name
+    assert without and found.to_dict() == {0: "dog", 1: "dog"}  # numbered anew, as the answers about them are
     assert len(fair.asked(WORLD, "synonym", cases)) == len(fair.asked(WORLD, "plain", cases)) == len(cases)
 
 

@@ -24,7 +24,7 @@ def test_rece_is_erase(pipe):
 
 @pytest.mark.parametrize("name", ["original", "rcee", "__init__", ""])
 def test_unknown_method(pipe, name):
-    with pytest.raises(ValueError, match="choose one of .*rece, uce"):
+    with pytest.raises(ValueError, match="choose one of anchored, .*uce$"):
         methods.run(name, pipe, "dog")
 
 

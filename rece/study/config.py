@@ -116,6 +116,16 @@ class Limits(Section):
     batch_size: PositiveInt
 
 
+class Arena(Section):
+    """The arena, see `rece.study.arena`: how many groups of each kind are reported and how many numbers are chosen on;
+    of each method the numbers that are given, and those that are tried, as in `Fair`."""
+
+    groups: dict[str, PositiveInt]
+    validation: dict[str, PositiveInt]
+    given: dict[str, dict]
+    grid: dict[str, list[dict[str, list]]]
+
+
 class Study(Section):
     """The sections that every study has."""
 
@@ -146,6 +156,8 @@ class EmbeddedStudy(Study):
     fair_attacks: dict[str, dict]
     limits: Limits
     fair_kinds: list[str]
+    arena: Arena
+    arena_methods: list[str]
     sweep_concepts: list[str]
     validation: list[str]
     sweep: Sweep

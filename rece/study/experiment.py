@@ -9,23 +9,24 @@ import numpy as np
 import pandas as pd
 from diffusers import DiffusionPipeline
 
-from rece import attacks, families, images
+from rece import attacks, images
 from rece.attacks import Attempts
+from rece.edits import Edit
 from rece.emoji.world import World
-from rece.eraser import Eraser
 from rece.study import cache, config, plan, results
 from rece.study.parallel import cells
 from rece.study.plan import ANY, CONTROL, ORIGINAL
 
 DRAWN = ["method", "attack", "access", "kind", "source", "own_prompts", "case", "prompt", "asked", "seed", "label"]
 DRAWN += ["probability", "top1", "hit"]
+PLANNED = ("attack", "n", "asked", "control", "preserve")  # what a budget holds beside an attack's own keywords
 
 
-def victim(pipe: DiffusionPipeline, eraser: Eraser) -> DiffusionPipeline:
-    """A pipeline with the eraser fused into a copy of the part that reads prompts; everything else is shared."""
-    edited, part = copy.copy(pipe), families.part(pipe)
-    edited.register_modules(**{part: copy.deepcopy(getattr(pipe, part))})
-    return eraser.apply(edited)
+def victim(pipe: DiffusionPipeline, edit: Edit) -> DiffusionPipeline:
+    """A pipeline with the edit applied to copies of the parts that it changes; everything else is shared."""
+    edited = copy.copy(pipe)
+    edited.register_modules(**{part: copy.deepcopy(getattr(pipe, part)) for part in edit.parts(pipe)})
+    return edit.apply(edited)
 
 
 def victims(
@@ -47,9 +48,9 @@ def budgets(attack: dict, concept: dict | None = None) -> dict[str, dict]:
     """The attacks to run and their budgets, by the section `attack` of params.yaml: quick or full.
 
     A budget may hold, beside the attack's own keywords, `attack` (which attack it is, if its name is another), `n` (on
-    how many of the prompts it is run) and `control` (whether it is run on the control too). A concept may name the
-    `attacks` it wants. If it asks for more than one set of prompts, the others are drawn as they are, under the name
-    plain_<set>.
+    how many of the prompts it is run), `control` (whether it is run on the control too) and `preserve` (in which
+    settings of the fair study). A concept may name the `attacks` it wants. If it asks for more than one set of
+    prompts, the others are drawn as they are, under the name plain_<set>.
     """
     concept = concept or {}
     found = attack[attack["budget"]]
@@ -101,7 +102,7 @@ def attempt(
     What is read has taken 0 seconds.
     """
     attack = module(name, budget)
-    own = {key: value for key, value in budget.items() if key not in ("attack", "n", "asked", "control")}
+    own = {key: value for key, value in budget.items() if key not in PLANNED}
     prompts, seeds = list(cases.prompt), [int(seed) for seed in cases.seed]
     known = plan.named(world, concept)
     decides = [cache.code(f"rece.attacks.{attack}"), attack, prompts, seeds, known, own]

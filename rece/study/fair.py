@@ -159,14 +159,15 @@ def measured(
 ) -> pd.DataFrame:
     """What attacks bring back of a group, and what is kept, by one model: a row per picture, see `run`."""
     cases = plan.cases(world, group, fair["per"][group["kind"]] * len(plan.members(world, group)), fair["seed"])
-    parts = []
+    # An attack that does not look at the victim reads the encoder that the two share, or the victim's own.
+    held, parts = pipe if victim.text_encoder is pipe.text_encoder else victim, []
     for attack, budget in budgets.items():
-        aware, some = attacks.needs(experiment.module(attack, budget)), asked(world, attack, cases)
+        some = asked(world, attack, cases)
         some = some.head(budget.get("n", len(some)))
         if not len(some):
             continue
-        own = {key: value for key, value in budget.items() if key != "preserve"}
-        attempts = experiment.attempt(attack, victim if aware else pipe, pipe, some, world, group, own)
+        source = (victim, pipe) if attacks.needs(experiment.module(attack, budget)) else (held, held)
+        attempts = experiment.attempt(attack, *source, some, world, group, budget)
         rows = some.assign(prompt=attempts.prompts or "", seed=attempts.seeds, what=attack)
         parts.append((rows, attempts.embeds))
     if fair["kept"]:
@@ -183,7 +184,8 @@ def measured(
 def asked(world: World, attack: str, cases: pd.DataFrame) -> pd.DataFrame:
     """The cases that an attack can be run on: one by other words only those of concepts that have such words."""
     further = {"synonym": {name: words[1:] for name, words in world.words.items()}, "paraphrase": world.held_out}
-    return cases[[bool(further[attack][name]) for name in cases.name]] if attack in further else cases
+    some = cases[[bool(further[attack][name]) for name in cases.name]] if attack in further else cases
+    return some.reset_index(drop=True)
 
 
 def grid(fair: dict, erase: dict) -> list[tuple[str, dict]]:

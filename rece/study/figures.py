@@ -18,6 +18,20 @@ METHODS = {
     "guarded": "guarded",
     "control": "never saw it",
 }
+RIVALS = {
+    "esd_x": "ESD-x",
+    "esd_u": "ESD-u",
+    "concept_ablation": "Concept Ablation",
+    "mace": "MACE",
+    "speed": "SPEED",
+    "sld": "SLD",
+    "receler": "Receler",
+    "race": "RACE",
+    "few_shot": "few-shot",
+    "concept_prune": "ConceptPrune",
+    "pruning": "pruned ESD",
+    "guarded_layers": "guarded per layer",
+}
 ATTACKS = {
     "plain": "plain prompt",
     "synonym": "synonym",
@@ -45,7 +59,7 @@ KINDS = {
     "fifty": "50 objects jointly",
 }
 KEPT = {"neighbour": "five nearest others", "other": "all other concepts"}
-NAMES = METHODS | ATTACKS | KINDS | KEPT
+NAMES = METHODS | RIVALS | ATTACKS | KINDS | KEPT
 PALETTE = sns.color_palette("colorblind", 10)
 COLOURS = dict(zip(METHODS, [PALETTE[n] for n in (0, 1, 2, 4, 9, 7)], strict=True))
 RATES = {"vmin": 0, "vmax": 1, "cmap": "cividis", "annot": True, "fmt": ".2f"}
@@ -331,7 +345,7 @@ def fair_rates(rates: pd.DataFrame, preserve: str) -> Figure:
         for n, method in enumerate(methods):
             part = some[(some.kind == kind) & (some.method == method)].set_index("what").reindex(whats)
             y = np.arange(len(whats)) + 0.62 * (n / max(1, len(methods) - 1) - 0.5)
-            error = np.array([part.rate - part.low, part.high - part.rate]).clip(0)
+            error = _errors(part, "rate", "low", "high")
             ax.errorbar(part.rate, y, xerr=error, fmt="o", ms=4, lw=1, color=colour(method), label=label(method))
         groups = some[some.kind == kind].groups.max()
         ax.set(title=f"{label(kind)}\n({groups} groups)", xlim=(-0.04, 1.04), xlabel="rate")
@@ -361,7 +375,7 @@ def fair_scale(rates: pd.DataFrame, sizes: dict[str, int]) -> Figure:
                 part = some[(some.method == method) & (some.what == what)].assign(size=some.kind.map(sizes))
                 part = part.sort_values("size")
                 x = np.arange(len(part)) + 0.08 * (n - 1.5)
-                error = np.array([part.rate - part.low, part.high - part.rate]).clip(0)
+                error = _errors(part, "rate", "low", "high")
                 style = {"marker": "o", "ms": 5, "lw": 1.4, "elinewidth": 1}
                 ax.errorbar(x, part.rate, yerr=error, color=colour(method), label=label(method), **style)
                 ax.set_xticks(np.arange(len(part)), part["size"])
@@ -417,7 +431,7 @@ def effort(rates: pd.DataFrame, x: str, axis: str) -> Figure:
     for ax, what in zip(axes[0], whats, strict=True):
         for n, method in enumerate(order(rates.method)):
             part = rates[(rates.method == method) & (rates.what == what)].sort_values(x)
-            error = np.array([part.rate - part.low, part.high - part.rate]).clip(0)
+            error = _errors(part, "rate", "low", "high")
             style = {"marker": "o", "ms": 5, "lw": 1.4, "elinewidth": 1}
             at = np.arange(len(part)) + 0.06 * (n - 2)
             ax.errorbar(at, part.rate, yerr=error, color=colour(method), label=label(method), **style)

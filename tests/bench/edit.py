@@ -75,6 +75,10 @@ class Standin:
         self.text_encoder, self.tokenizer = self.text_encoders[0], CLIPTokenizerOfWords()
         self._execution_device = torch.device(device)
 
+    @property
+    def components(self) -> dict[str, torch.nn.Module]:
+        return {"unet": self.unet, "text_encoder": self.text_encoder}
+
     def encode_prompt(self, prompt: list[str], device: torch.device, **_) -> tuple[torch.Tensor]:
         ids = torch.tensor([self.tokenizer(text).input_ids for text in prompt], device=device)
         return (torch.cat([encoder(ids).last_hidden_state for encoder in self.text_encoders], dim=-1),)
