@@ -16,7 +16,7 @@ paper: export PYTHONDONTWRITEBYTECODE := 1
 
 # Two chains: in each, with default parameters, a notebook reads what those before it wrote. Those of READING need no other.
 ONE := $(patsubst %,notebooks/%.ipynb,dataset pretrain judge control erase attack evaluate sweep plot paper)
-TWO := $(patsubst %,notebooks/%.ipynb,choose fair limits compare)
+TWO := $(patsubst %,notebooks/%.ipynb,choose fair limits compare rival arena)
 READING := $(patsubst %,notebooks/%.ipynb,closed_form red_team guarded)
 NBVAL := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-kernel-startup-timeout 120
 
