@@ -11,7 +11,8 @@ import re
 import sys
 import warnings
 from contextlib import nullcontext
-from importlib import metadata
+from dataclasses import fields
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -180,11 +181,13 @@ def _rece(version: _flag("--version", "print the version", callback=_version, is
     "erase",
     "rece erase data/emoji-diffusion dog -o dog.safetensors",
     "rece erase data/emoji-diffusion dog bus -o two.safetensors --preserve cat car --rounds 2",
+    "rece erase data/emoji-diffusion dog -o esd.safetensors --method esd_x --set iterations=50 lr=1e-4 steps=10",
 )
 def erase(
     load: dict,
     concept: Concepts,
     output: Output,
+    method: _option(str, "a file of rece/methods, whose numbers are given by --set (default rece)", "NAME") = None,
     target: _option(list[str], 'what to draw instead: one, or one each (default " ")') = None,
     preserve: _option(list[str], "texts to keep") = None,
     preserve_file: PreserveFile = None,
@@ -199,16 +202,21 @@ def erase(
     set: _option(list[str], "another keyword of rece.erase, e.g. start.tokens=last pooled=false", "NAME=VALUE") = None,
     force: Force = False,
 ) -> None:
-    """Compute the eraser of one or more concepts."""
+    """Compute the eraser of one or more concepts.
+
+    With --method an edit of another kind: changed weights, or a hook that acts while the model runs.
+    """
     given = {"target": _one(target), "preserve": _kept(preserve, preserve_file), "others": others}
     given |= {"start.lamb": start_lamb}
     given |= {"each.lamb": lamb, "each.preserve_scale": preserve_scale, "each.derive_lamb": derive_lamb}
     given |= {"rounds": rounds and _value(rounds), "anchored": anchored or None, "relative": relative or None}
-    settings = _settings(given, set or [])
+    settings = _settings(given, set or [], method)
     _free(load, output, ".safetensors", force)
-    import rece
+    from rece import methods
 
-    _save(rece.erase(_load(**load), concept, **settings), load, output)
+    if method is not None:
+        _takes(method, settings)
+    _save(methods.run(method or "rece", _load(**load), concept, **settings), load, output)
 
 
 @_command(
@@ -403,14 +411,22 @@ def draw(
     _known(load)
     from PIL import Image
 
-    from rece import cluster, files, images, loading
+    from rece import cluster, edits, files, images, loading
     from rece.sharing.prompts import read
 
-    load |= {"eraser": eraser, "scheduler": scheduler}
+    edit = None if eraser is None else edits.Edit.load(eraser)
+    if edit is not None and edit.kind != "map" and {"--workers", "--scheduler-file"} & {*shared}:
+        raise ValueError(f"--eraser: {eraser} is no map, so one process draws: leave {shared[0]} out")
+    load["scheduler"] = scheduler
+
+    def pipeline():
+        pipe = loading.load(**load)
+        return pipe if edit is None else edit.apply(pipe)
+
     settings = {"steps": steps, "guidance": guidance, "bf16": "auto" if bf16 else False, "progress": not quiet}
     loading.quiet()
     if not is_table:
-        (image,) = images.generate(loading.load(**load), [prompts], [seed or 0], batch_size=1, **settings)
+        (image,) = images.generate(pipeline(), [prompts], [seed or 0], batch_size=1, **settings)
         with files.replacing(output) as file:
             Image.fromarray(image).save(file, "png")
         _say(output)
@@ -420,7 +436,7 @@ def draw(
         _tell(f"note: {prompts}: {repair}")
     settings |= {"batch_size": batch_size}
     if workers is None and scheduler_file is None:
-        images.draw(loading.load(**load), table, output, part=part or (1, 1), **settings)
+        images.draw(pipeline(), table, output, part=part or (1, 1), **settings)
     else:
         try:
             from distributed import Client
@@ -430,6 +446,7 @@ def draw(
         with cluster.local_cluster(workers) if workers else nullcontext() as local:
             with Client(local, scheduler_file=scheduler_file) as client:
                 count = workers or max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+                load["eraser"] = eraser
                 cluster.draw_parts(load, table, output, client, PARTS_PER_WORKER * count, **settings)
     _say(output)
 
@@ -491,7 +508,8 @@ def _save(eraser, load: dict, output: Path) -> None:
     if load["revision"] is not None:
         eraser.provenance["revision"] = load["revision"]
     eraser.save(output)
-    _say(f"{output}: {eraser}, rank {eraser.rank}")
+    rank = f", rank {eraser.rank}" if eraser.kind == "map" else ""
+    _say(f"{output}: {eraser}{rank}")
 
 
 def _one(given: list[str] | None) -> str | list[str] | None:
@@ -532,28 +550,45 @@ def _lines(file: Path) -> list[str]:
     return lines
 
 
-def _settings(given: dict, pairs: list[str]) -> dict:
-    """The keywords of rece.erase. given: those of options, or None. pairs: NAME=VALUE of --set.
+def _settings(given: dict, pairs: list[str], method: str | None = None) -> dict:
+    """The keywords of rece.erase, or of a method. given: those of options, or None. pairs: NAME=VALUE of --set.
 
-    start.lamb is the number lamb in the dict `start`.
+    start.lamb is the number lamb in the dict `start`. A method checks its own names and values.
     Raises ValueError for a name that is unknown or given twice, and for a value of the wrong kind.
     """
     given = {name: value for name, value in given.items() if value is not None}
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if not equals or name not in KEYWORDS:
+        if not equals or (name not in KEYWORDS and method is None):
             raise ValueError(f"--set takes NAME=VALUE with NAME one of {', '.join(sorted(KEYWORDS))}, not {pair!r}")
         if name in given:
             raise ValueError(f"{name} is given twice: leave one of them out")
         given[name] = _value(value)
     settings = {}
     for name, value in given.items():
-        meaning, holds = KEYWORDS[name]
-        if not holds(value):
+        meaning, holds = KEYWORDS.get(name, ("", None))
+        if method is None and not holds(value):
             raise ValueError(f"{name} must be {meaning}, not {value!r}")
         group, _, number = name.rpartition(".")
         (settings.setdefault(group, {}) if group else settings)[number] = value
     return settings
+
+
+def _takes(method: str, settings: dict) -> None:
+    """Raises ValueError if a method does not take a keyword of these settings, or if there is no such method."""
+    from rece import methods
+
+    if method not in methods.names():
+        raise ValueError(f"--method must be one of {', '.join(methods.names())}, not {method!r}")
+    module = import_module(f"rece.methods.{method}")
+    own = inspect.signature(module.erase).parameters.values()
+    if any(one.kind is one.VAR_KEYWORD for one in own) and not hasattr(module, "SETTINGS"):
+        return  # it hands them on to rece.erase, which checks them
+    known = [one.name for one in own if one.kind is one.KEYWORD_ONLY]
+    known += [field.name for field in fields(module.SETTINGS)] if hasattr(module, "SETTINGS") else []
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"{name}: method {method} has no such number; it takes {', '.join(known)}")
 
 
 def _value(text: str):
@@ -573,10 +608,12 @@ def _value(text: str):
 def _export(kind: str, load: dict, eraser: Path, output: Path, force: bool, **about) -> None:
     """Write the eraser as a pipeline, a lora or weights. about: keywords of `export.save_folder`."""
     _free(load, output, ".safetensors" if kind == "weights" else "", force, eraser)
-    from rece.eraser import Eraser
+    from rece.edits import Edit
     from rece.sharing import export
 
-    edit = Eraser.load(eraser)
+    edit = Edit.load(eraser)
+    if edit.kind != "map":
+        raise ValueError(f"ERASER: {eraser} is no map but {edit}: `rece draw --eraser` uses it as it is")
     if kind == "weights":
         export.save_weights(edit, _load(**load), output)
         _say(f"{output}: the edited layers")

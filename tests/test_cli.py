@@ -20,8 +20,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import rece
-from rece import cluster, erasing, images, loading
+from rece import cluster, erasing, images, loading, methods
 from rece.__main__ import KEYWORDS, main
+from rece.edits import Edit
 from rece.sharing import export, show
 
 COMMANDS = ["erase", "guard", "apply", "lora", "weights", "import", "certify", "draw", "push", "show"]
@@ -650,3 +651,26 @@ def test_push_uploads_privately_unless_told_otherwise(tmp_path, capsys, fails, m
         ((tmp_path, "me/dog"), {"private": True, "revision": None}),
         ((tmp_path, "me/dog"), {"private": False, "revision": "v1"}),
     ]
+
+
+def test_erase_by_a_method_of_another_kind(model, tmp_path, capsys, fails):
+    file, numbers = tmp_path / "esd.safetensors", ["--set", "iterations=1", "steps=2", "lr=1e-4"]
+    run("erase", model, "dog", "--method", "esd_x", *numbers, "-o", file)
+    made = Edit.load(file)
+    expected = methods.run("esd_x", loading.load(model), "dog", iterations=1, steps=2, lr=1e-4)
+    assert made.provenance == expected.provenance
+    assert all(torch.equal(change, expected.changes[name]) for name, change in made.changes.items())
+    run("show", file)
+    assert "changes of weights" in capsys.readouterr().out
+    table = tmp_path / "prompts.csv"
+    table.write_text("prompt,seed\na dog,0\n", encoding="utf-8")
+    run("draw", model, table, "--eraser", file, "--steps", 1, "--quiet", "-o", tmp_path / "drawn")
+    assert (tmp_path / "drawn" / "0.png").is_file()
+    shared = ["draw", model, table, "--eraser", file, "--workers", 2, "-o", tmp_path / "more"]
+    assert "is no map, so one process draws: leave --workers out" in fails(*shared)
+    assert "is no map" in fails("apply", model, file, "-o", tmp_path / "folder")
+    given = ["erase", model, "dog", "-o", tmp_path / "x.safetensors", "--method"]
+    assert "rounds: method esd_x has no such number; it takes target" in fails(*given, "esd_x", "--rounds", 2)
+    assert "--method must be one of anchored" in fails(*given, "esd_q")
+    run(*given, "uce", "--start-lamb", 5)
+    assert rece.Eraser.load(tmp_path / "x.safetensors").provenance["start"]["lamb"] == 5

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 LARGEST_HEADER = 100_000_000  # bytes, as safetensors has it
+KINDS = {"weights": "changes of weights", "hooks": "hooks"}  # of `rece.edits`
 
 
 def rows(path: str | Path) -> list[tuple[str, str]]:
@@ -26,8 +27,8 @@ def rows(path: str | Path) -> list[tuple[str, str]]:
         if path.suffix == ".json":
             return [("folder", "edited pipeline"), *_described(json.loads(path.read_text(encoding="utf-8")))]
         header, start = _header(path)
-        provenance = json.loads(header.pop("__metadata__")["rece"])
-        return [*_facts(path, header, start), *_described(provenance)]
+        note = header.pop("__metadata__")
+        return [*_facts(path, header, start, note.get("kind")), *_described(json.loads(note["rece"]))]
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{path} is no file of ours; `rece import` reads other projects' weights") from None
 
@@ -41,9 +42,10 @@ def _header(path: Path) -> tuple[dict, int]:
         return json.loads(file.read(size)), 8 + size
 
 
-def _facts(path: Path, header: dict, start: int) -> list[tuple[str, str]]:
-    if "map" not in header:
-        kind = "LoRA" if any(name.endswith("lora_A.weight") for name in header) else "edited weights"
+def _facts(path: Path, header: dict, start: int, kind: str | None) -> list[tuple[str, str]]:
+    if kind is not None or "map" not in header:
+        lora = any(name.endswith("lora_A.weight") for name in header)
+        kind = KINDS.get(kind, "LoRA" if lora else "edited weights")
         return [("file", kind), ("tensors", str(len(header)))]
     (d, _), (begin, end) = header["map"]["shape"], header["map"]["data_offsets"]
     change = np.fromfile(path, "<f8", (end - begin) // 8, offset=start + begin).reshape(d, d) - np.eye(d)
