@@ -105,9 +105,9 @@ def where(shares: dict[str, Tensor], tokens: range, size: int, least: float = 0.
 class Pupil:
     """A model that learns beside the original, whose pipeline is left as it is.
 
-    unet, text_encoder: the original's own, or after `learn` a copy that may be trained. empty: the embedding of "",
-    (1, positions, d). step: of `train`, from 0. evaluations: how many rows UNets were run on; a gradient counts as
-    one.
+    unet, text_encoder: the original's own, or after `learn` a copy that may be trained. empty, named: the embeddings
+    of "", (1, positions, d), and of the concepts, (concepts, positions, d). step: of `train`, from 0. evaluations: how
+    many rows UNets were run on; a gradient counts as one.
     Raises TypeError if the pipeline is not of the kind of Stable Diffusion 1 and 2.
     """
 
@@ -120,7 +120,7 @@ class Pupil:
         self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
         self.horizon = self.scheduler.config.num_train_timesteps
         self.bf16 = bfloat16(self.device, settings.bf16)
-        self.empty = self.encode([""])
+        self.empty, self.named = self.encode([""]), self.encode(self.concepts)
         self.learnt, self.step = {}, 0
 
     def learn(self, part: str, chosen: Callable[[str], bool]) -> dict[str, torch.nn.Parameter]:
@@ -146,7 +146,7 @@ class Pupil:
 
     def one_of(self, random: torch.Generator) -> Tensor:
         """The embedding (1, positions, d) of one of the concepts, drawn at random."""
-        return self.encode([self.concepts[int(torch.randint(len(self.concepts), (), generator=random))]])
+        return self.named[torch.randint(len(self.named), (1,), generator=random)]
 
     def predict(self, unet: Callable, z: Tensor, times: Tensor, embeds: Tensor) -> Tensor:
         """What a UNet predicts (noise or velocity) of latents (n, c, h, w) at times (n,) or (): float32."""

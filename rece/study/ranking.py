@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from rece.study import config, fair, figures
+from rece.study import config, fair, figures, statistics
 
 KEPT = ("neighbour", "other")
 COSTS = ("guarded", "against_uce", "evaluations", "changed", "bytes", "slowdown")
@@ -66,17 +66,12 @@ def summary(images: pd.DataFrame, edits: pd.DataFrame) -> pd.DataFrame:
             row |= {name: part[name].mean(), f"{name}_low": np.nan, f"{name}_high": np.nan}
             known = part[name].dropna().to_numpy()
             if len(known):
-                row[f"{name}_low"], row[f"{name}_high"] = resampled(known)
+                found = statistics.clustered(known, range(len(known)))  # the same draws for every method
+                row |= {f"{name}_low": found["low"], f"{name}_high": found["high"]}
         own = edits[edits.method == method]
         rows.append(row | {name: own[name].median() for name in COSTS if name in own})
     table = pd.DataFrame(rows)
     return table.set_index("method").loc[figures.order(table.method)].reset_index()
-
-
-def resampled(values: np.ndarray, repeats: int = 4000) -> tuple[float, float]:
-    """The 95 % interval of a mean, from resampling its values; the same draws for every method, so they are paired."""
-    chosen = np.random.default_rng(0).integers(len(values), size=(repeats, len(values)))
-    return tuple(np.quantile(values[chosen].mean(1), [0.025, 0.975]))
 
 
 def robustness(table: pd.DataFrame) -> Figure:
