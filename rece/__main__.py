@@ -11,8 +11,7 @@ import re
 import sys
 import warnings
 from contextlib import nullcontext
-from dataclasses import fields
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -214,8 +213,7 @@ def erase(
     _free(load, output, ".safetensors", force)
     from rece import methods
 
-    if method is not None:
-        _takes(method, settings)
+    methods.check(method or "rece", settings)
     _save(methods.run(method or "rece", _load(**load), concept, **settings), load, output)
 
 
@@ -411,22 +409,14 @@ def draw(
     _known(load)
     from PIL import Image
 
-    from rece import cluster, edits, files, images, loading
+    from rece import cluster, files, images, loading
     from rece.sharing.prompts import read
 
-    edit = None if eraser is None else edits.Edit.load(eraser)
-    if edit is not None and edit.kind != "map" and {"--workers", "--scheduler-file"} & {*shared}:
-        raise ValueError(f"--eraser: {eraser} is no map, so one process draws: leave {shared[0]} out")
-    load["scheduler"] = scheduler
-
-    def pipeline():
-        pipe = loading.load(**load)
-        return pipe if edit is None else edit.apply(pipe)
-
+    load |= {"scheduler": scheduler, "eraser": eraser}
     settings = {"steps": steps, "guidance": guidance, "bf16": "auto" if bf16 else False, "progress": not quiet}
     loading.quiet()
     if not is_table:
-        (image,) = images.generate(pipeline(), [prompts], [seed or 0], batch_size=1, **settings)
+        (image,) = images.generate(loading.load(**load), [prompts], [seed or 0], batch_size=1, **settings)
         with files.replacing(output) as file:
             Image.fromarray(image).save(file, "png")
         _say(output)
@@ -436,7 +426,7 @@ def draw(
         _tell(f"note: {prompts}: {repair}")
     settings |= {"batch_size": batch_size}
     if workers is None and scheduler_file is None:
-        images.draw(pipeline(), table, output, part=part or (1, 1), **settings)
+        images.draw(loading.load(**load), table, output, part=part or (1, 1), **settings)
     else:
         try:
             from distributed import Client
@@ -446,7 +436,6 @@ def draw(
         with cluster.local_cluster(workers) if workers else nullcontext() as local:
             with Client(local, scheduler_file=scheduler_file) as client:
                 count = workers or max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-                load["eraser"] = eraser
                 cluster.draw_parts(load, table, output, client, PARTS_PER_WORKER * count, **settings)
     _say(output)
 
@@ -572,23 +561,6 @@ def _settings(given: dict, pairs: list[str], method: str | None = None) -> dict:
         group, _, number = name.rpartition(".")
         (settings.setdefault(group, {}) if group else settings)[number] = value
     return settings
-
-
-def _takes(method: str, settings: dict) -> None:
-    """Raises ValueError if a method does not take a keyword of these settings, or if there is no such method."""
-    from rece import methods
-
-    if method not in methods.names():
-        raise ValueError(f"--method must be one of {', '.join(methods.names())}, not {method!r}")
-    module = import_module(f"rece.methods.{method}")
-    own = inspect.signature(module.erase).parameters.values()
-    if any(one.kind is one.VAR_KEYWORD for one in own) and not hasattr(module, "SETTINGS"):
-        return  # it hands them on to rece.erase, which checks them
-    known = [one.name for one in own if one.kind is one.KEYWORD_ONLY]
-    known += [field.name for field in fields(module.SETTINGS)] if hasattr(module, "SETTINGS") else []
-    for name in settings:
-        if name not in known:
-            raise ValueError(f"{name}: method {method} has no such number; it takes {', '.join(known)}")
 
 
 def _value(text: str):

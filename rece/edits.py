@@ -73,11 +73,11 @@ class Edit:
                 note = file.metadata() or {}
                 provenance, found = json.loads(note["rece"]), Edit.kinds[note.get("kind", "map")]
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-            if not issubclass(found, cls):
-                raise ValueError(f"it is an edit of kind {found.kind}, not {cls.kind}")
-            return found.of(tensors, provenance)
+            if issubclass(found, cls):
+                return found.of(tensors, provenance)
         except (SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{path} is not a whole eraser file, make it again with Eraser.save ({error})") from None
+        raise ValueError(f"{path} holds an edit of kind {found.kind}, not {cls.kind}: read it with Edit.load")
 
     def fits(self, pipe: DiffusionPipeline) -> None:
         """Raises ValueError if the pipeline carries an edit of another kind, or reads its text in another way."""
@@ -231,7 +231,8 @@ class Hooks(Carrying, kind="hooks"):
     """Something that acts while the model runs, as a file of `rece.methods` says.
 
     rule: the name of that file. Its class Hook, a torch module, is made from the tensors and settings, becomes a part
-    of the model that reads the prompt, and its `attach(pipe)` returns the handles of what it hooked.
+    of the model that reads the prompt, or of what the file calls PART, and its `attach(pipe)` returns the handles of
+    what it hooked there.
     Whoever holds the pipeline can take hooks off. So they protect a service, not weights that are given away.
     """
 
@@ -253,12 +254,12 @@ class Hooks(Carrying, kind="hooks"):
 
     def parts(self, pipe: DiffusionPipeline) -> tuple[str, ...]:
         """The parts of a pipeline that it changes."""
-        return (families.part(pipe),)
+        return (getattr(self._module(), "PART", families.part(pipe)),)
 
     def apply(self, pipe: DiffusionPipeline) -> DiffusionPipeline:
         """Hook the pipeline's model, and return the pipeline. Raises ValueError if it carries an edit."""
         self.fits(pipe)
-        model = families.model(pipe)
+        model = getattr(pipe, *self.parts(pipe))
         hook = self._module().Hook(self.state, **self.settings).to(model.device, model.dtype)
         name = hashlib.sha256(json.dumps([self.rule, self.settings], sort_keys=True).encode()).digest()
         hook.register_buffer("identity", torch.frombuffer(bytearray(name), dtype=torch.uint8))

@@ -9,7 +9,7 @@ import transformers
 from diffusers import DiffusionPipeline, SchedulerMixin
 from huggingface_hub import constants
 
-from rece.eraser import Eraser
+from rece.edits import Edit
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -26,9 +26,9 @@ def load(
     """The pipeline of a folder, or of a hub id at a revision, from safetensors files only.
 
     model: a folder that `save_pretrained` wrote, or a hub id. revision: a hub id's full commit hash, see `local`.
-    eraser: a file of `Eraser.save`, which is applied. dtype: one of DTYPES. device: by default the GPU if there is
-    one. scheduler: the name of one of diffusers' scheduler classes, configured as the pipeline's own. A safety checker
-    is not loaded.
+    eraser: a file of an edit of any kind, see `Edit.load`, which is applied. dtype: one of DTYPES. device: by default
+    the GPU if there is one. scheduler: the name of one of diffusers' scheduler classes, configured as the pipeline's
+    own. A safety checker is not loaded.
 
     Raises ValueError naming the parameter; FileNotFoundError if there is no such folder or eraser file; OSError if
     the folder is not whole, or the hub does not have it or cannot be reached.
@@ -41,7 +41,7 @@ def load(
     device, folder = placed(device), local(model, revision)
     if folder and not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"model: the folder {model} holds no model_index.json, so it is no pipeline")
-    edit = None if eraser is None else Eraser.load(eraser)
+    edit = None if eraser is None else Edit.load(eraser)
     try:
         index = DiffusionPipeline.load_config(model, revision=revision)
         unchecked = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}

@@ -665,12 +665,13 @@ def test_erase_by_a_method_of_another_kind(model, tmp_path, capsys, fails):
     table = tmp_path / "prompts.csv"
     table.write_text("prompt,seed\na dog,0\n", encoding="utf-8")
     run("draw", model, table, "--eraser", file, "--steps", 1, "--quiet", "-o", tmp_path / "drawn")
-    assert (tmp_path / "drawn" / "0.png").is_file()
-    shared = ["draw", model, table, "--eraser", file, "--workers", 2, "-o", tmp_path / "more"]
-    assert "is no map, so one process draws: leave --workers out" in fails(*shared)
+    run("draw", model, table, "--eraser", file, "--steps", 1, "--quiet", "--workers", 1, "-o", tmp_path / "shared")
+    shared, drawn = ((tmp_path / folder / "0.png").read_bytes() for folder in ("shared", "drawn"))
+    run("draw", model, table, "--steps", 1, "--quiet", "-o", tmp_path / "original")
+    assert shared == drawn != (tmp_path / "original" / "0.png").read_bytes()
     assert "is no map" in fails("apply", model, file, "-o", tmp_path / "folder")
     given = ["erase", model, "dog", "-o", tmp_path / "x.safetensors", "--method"]
-    assert "rounds: method esd_x has no such number; it takes target" in fails(*given, "esd_x", "--rounds", 2)
-    assert "--method must be one of anchored" in fails(*given, "esd_q")
+    assert "rounds: method esd_x takes no such keyword; it takes target" in fails(*given, "esd_x", "--rounds", 2)
+    assert "method must be one of anchored" in fails(*given, "esd_q")
     run(*given, "uce", "--start-lamb", 5)
     assert rece.Eraser.load(tmp_path / "x.safetensors").provenance["start"]["lamb"] == 5

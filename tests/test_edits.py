@@ -151,7 +151,7 @@ def test_a_bad_change_is_refused_by_name(change, message):
 def test_a_wrong_kind_or_a_broken_file_is_refused(pipe, tmp_path):
     path = tmp_path / "edit.safetensors"
     Weights(changes(pipe)).save(path)
-    with pytest.raises(ValueError, match="kind weights, not map"):
+    with pytest.raises(ValueError, match="kind weights, not map: read it with Edit.load"):
         rece.Eraser.load(path)
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(ValueError, match="not a whole eraser file"):

@@ -43,12 +43,16 @@ class Training:
     progress: bool = True
 
     def __post_init__(self):
-        for name in ("iterations", "batch_size", "steps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number, 1 or more, not {value!r}")
+        whole(iterations=self.iterations, batch_size=self.batch_size, steps=self.steps)
         if isinstance(self.lr, bool) or not isinstance(self.lr, int | float) or not 0 < self.lr < float("inf"):
             raise ValueError(f"lr must be a number above 0, not {self.lr!r}")
+
+
+def whole(**counts: int) -> None:
+    """Raises ValueError that names the first of these parameters that is no whole number, 1 or more."""
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} must be a whole number, 1 or more, not {count!r}")
 
 
 def targets_of(target: str | list[str], concepts: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from rece import families, guarding, layers, solver, texts
 from rece.edits import Weights
 from rece.eraser import origin
-from rece.methods._training import targets_of
+from rece.methods._training import targets_of, whole
 
 
 def erase(
@@ -31,8 +31,7 @@ def erase(
     concepts = texts.concepts_of(concept)
     targets = targets_of(target, concepts)
     solver.positive(mu, "mu")
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
-        raise ValueError(f"rank must be a whole number, 1 or more, not {rank!r}")
+    whole(rank=1 if rank is None else rank)
     left_out = []
     if preserve is None:
         left_out = guarding.guard(pipe, concepts, progress=progress).provenance["left_out"]

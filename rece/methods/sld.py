@@ -11,6 +11,7 @@ from torch import Tensor
 from rece import families, texts
 from rece.edits import Hooks
 from rece.eraser import origin
+from rece.methods._tokens import blank
 
 
 class Hook(torch.nn.Module):
@@ -36,7 +37,7 @@ class Hook(torch.nn.Module):
             named = [kwargs.pop(name) for name in ("timestep", "encoder_hidden_states") if name in kwargs]
             sample, time, embeds = (*args, *named)
             n = len(sample) // 2
-            self.guided = len(sample) == 2 * n and self._unguided(embeds[:n])
+            self.guided = len(sample) == 2 * n and bool(blank(embeds[:n], self.empty).all())
             if self.guided:
                 sample = torch.cat([sample, sample[:n]])
                 embeds = torch.cat([embeds, self.safety.to(embeds).expand(n, -1, -1)])
@@ -55,11 +56,6 @@ class Hook(torch.nn.Module):
             forward.register_forward_pre_hook(before, with_kwargs=True),
             forward.register_forward_hook(after, with_kwargs=True),
         ]
-
-    def _unguided(self, embeds: Tensor) -> bool:
-        """Whether all of these are the embedding of "", up to what bfloat16 changes in it."""
-        empty = self.empty.to(embeds)
-        return bool(((embeds - empty).flatten(1).norm(dim=1) < 0.05 * empty.norm()).all())
 
     def away(self, unguided: Tensor, asked: Tensor, safety: Tensor, steps: int) -> Tensor:
         """What is taken from the prompt's prediction at this step: g, or 0 during the warm-up."""

@@ -348,7 +348,7 @@ def fair_rates(rates: pd.DataFrame, preserve: str) -> Figure:
             error = _errors(part, "rate", "low", "high")
             ax.errorbar(part.rate, y, xerr=error, fmt="o", ms=4, lw=1, color=colour(method), label=label(method))
         groups = some[some.kind == kind].groups.max()
-        ax.set(title=f"{label(kind)}\n({groups} groups)", xlim=(-0.04, 1.04), xlabel="rate")
+        ax.set(title=f"{label(kind)}\n({groups} group{'' if groups == 1 else 's'})", xlim=(-0.04, 1.04), xlabel="rate")
         ax.title.set_fontsize(9)
         for line in range(1, len(whats)):
             ax.axhline(line - 0.5, color="0.5" if whats[line] == next(iter(KEPT)) else "0.92", lw=0.8, zorder=0)
