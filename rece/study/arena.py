@@ -97,14 +97,39 @@ def tried(grids: list[dict]) -> list[dict]:
 
 
 def _one(sources, plan_of, generate, budgets, job) -> tuple[pd.DataFrame, dict]:
-    (pipe, judge, world), (name, group, method, numbers) = loaded(**sources), job
+    (pipe, judge, world), (_, group, method, numbers) = loaded(**sources), job
     edit = made(pipe, world, group, method, numbers)
     victim = experiment.victim(pipe, edit)
     own = {one: budget for one, budget in budgets.items() if not attacks.applies(module(one, budget), victim)}
     images = fair.measured(pipe, victim, judge, world, group, plan_of, generate, own)
+    row = _row(pipe, victim, edit, world, generate, job)
+    return images.assign(**{key: row[key] for key in ("group", "method", "preserve", "numbers")})[fair.COLUMNS], row
+
+
+def costs(model: str, plan_of: dict, arena: dict, generate: dict, validation: pd.DataFrame) -> pd.DataFrame:
+    """What the fair study's methods promise and cost on the arena's groups: rows as the edits of `rival`.
+
+    model: folder in the checkout. validation: what the choose stage wrote, which has their numbers.
+    """
+    pipe, world, chosen = config.load(model), worlds.load(), fair.choose(validation)
+    groups = fair.first(fair.groups(world, plan_of), arena["groups"])
+    jobs = [
+        (name, group, method, chosen[method, SETTING, group["size"]])
+        for method in dict.fromkeys(method for method, *_ in chosen)
+        for name, group in groups.items()
+    ]
+
+    def one(job) -> dict:
+        edit = made(pipe, world, *job[1:])
+        return _row(pipe, experiment.victim(pipe, edit), edit, world, generate, job)
+
+    return pd.DataFrame(cells(one, jobs, "costs"))
+
+
+def _row(pipe, victim, edit: Edit, world: World, generate: dict, job) -> dict:
+    name, group, method, numbers = job
     row = {"group": name, "method": method, "preserve": SETTING, "numbers": json.dumps(numbers), "kind": group["kind"]}
-    images = images.assign(**{key: row[key] for key in ("group", "method", "preserve", "numbers")})[fair.COLUMNS]
-    return images, row | {"size": group["size"], **measures(pipe, victim, edit, world, group, generate)}
+    return row | {"size": group["size"], **measures(pipe, victim, edit, world, group, generate)}
 
 
 def made(pipe, world: World, group: dict, method: str, numbers: dict) -> Edit:

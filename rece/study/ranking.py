@@ -17,7 +17,7 @@ ROWS = "inversion_rows"  # embeddings of many free tokens, which get through eve
 
 
 def gathered(folder: str | Path, rivals: list[str], kinds: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The tables of images and of edits of all methods, on the groups that the rivals were measured on.
+    """The table of images of all methods, on the groups that the rivals were measured on, and that of rivals' edits.
 
     folder: with fair/<kind> and rivals/<method>, relative to the checkout. Raises FileNotFoundError naming the stage.
     """
@@ -32,13 +32,9 @@ def gathered(folder: str | Path, rivals: list[str], kinds: list[str]) -> tuple[p
         for folders in parts.values()
     )
     edits = pd.concat([pd.read_csv(one / "edits.csv") for one in parts["rival"]], ignore_index=True)
-    before = pd.concat([pd.read_csv(one / "erasers.csv") for one in parts["fair"]], ignore_index=True)
-    groups = theirs.group.unique()
-    images = pd.concat([ours[ours.group.isin(groups)], theirs], ignore_index=True)
+    images = pd.concat([ours[ours.group.isin(theirs.group.unique())], theirs], ignore_index=True)
     images["preserve"] = images.preserve.fillna("none")
-    images = images[images.preserve != "nothing"]
-    before = before[before.group.isin(groups) & (before.preserve == "names")]
-    return images, pd.concat([before, edits], ignore_index=True)
+    return images[images.preserve != "nothing"], edits
 
 
 def rates(images: pd.DataFrame) -> pd.DataFrame:
@@ -50,23 +46,31 @@ def rates(images: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
-def summary(images: pd.DataFrame, edits: pd.DataFrame) -> pd.DataFrame:
-    """One row per method, over all groups: plain, strongest, kept, each with low and high, and what its edits cost.
+def summary(images: pd.DataFrame, edits: pd.DataFrame, beside: str = "guarded") -> pd.DataFrame:
+    """One row per method, over all groups: plain, strongest, kept and rows, and what its edits cost.
 
-    strongest: of each group the attack that brings most back, but for free rows, which get through every edit.
+    strongest: of each group the attack that brings most back, but for free rows, which get through every edit. kept:
+    accuracy on neighbours and others. rows: success of free rows. more_strongest, more_kept: how much higher they are
+    than those of the method `beside`, on the same groups, prompts and seeds. Each has low and high, which resample
+    groups, with the same draws for every method.
     """
     by = images.groupby(["method", "group", "what"]).sure.mean().unstack("what")
     attacks = [name for name in by if name not in (*KEPT, ROWS)]
     values = pd.DataFrame({"plain": by["plain"], "strongest": by[attacks].max(axis=1)})
     values["kept"], values["rows"] = by[list(KEPT)].mean(axis=1), by[ROWS] if ROWS in by else np.nan
+    if beside in values.index:
+        than = values.loc[beside].reindex(values.index, level="group")
+        values = values.assign(
+            **{f"more_{name}": (values[name] - than[name]).round(9) for name in ("strongest", "kept")}
+        )
     rows = []
     for method, part in values.groupby("method"):
         row = {"method": method, "groups": len(part)}
         for name in values:
             row |= {name: part[name].mean(), f"{name}_low": np.nan, f"{name}_high": np.nan}
             known = part[name].dropna().to_numpy()
-            if len(known):
-                found = statistics.clustered(known, range(len(known)))  # the same draws for every method
+            if len(known) and not (method == beside and name.startswith("more_")):
+                found = statistics.clustered(known, range(len(known)))
                 row |= {f"{name}_low": found["low"], f"{name}_high": found["high"]}
         own = edits[edits.method == method]
         rows.append(row | {name: own[name].median() for name in COSTS if name in own})
@@ -74,31 +78,43 @@ def summary(images: pd.DataFrame, edits: pd.DataFrame) -> pd.DataFrame:
     return table.set_index("method").loc[figures.order(table.method)].reset_index()
 
 
-def robustness(table: pd.DataFrame) -> Figure:
-    """Kept against what the strongest attack brings back, a mark per method with its intervals: see `summary`."""
-    fig, ax = plt.subplots(figsize=(8.5, 5.2))
-    for row, style in zip(table.to_dict("records"), _marks(table), strict=True):
+def robustness(table: pd.DataFrame, beside: str = "guarded") -> Figure:
+    """Kept against what the strongest attack brings back, a mark per method; and both beside one method.
+
+    table: of `summary`. The right panels name the marks of the left one.
+    """
+    table = table.dropna(subset=["kept"]).reset_index(drop=True)
+    shares = {"width_ratios": [2, 1, 1]}
+    fig, (cloud, *sides) = plt.subplots(
+        1, 3, figsize=(11, 0.26 * len(table) + 1.6), gridspec_kw=shares, layout="constrained"
+    )
+    styles = _marks(table)
+    for row, style in zip(table.to_dict("records"), styles, strict=True):
         one = pd.DataFrame([row])
         across, up = (figures._errors(one, name, f"{name}_low", f"{name}_high") for name in ("strongest", "kept"))
-        ax.errorbar(row["strongest"], row["kept"], up, across, elinewidth=0.8, **style)
-    ax.set(xlabel="success of the strongest attack on a group", ylabel="accuracy on other concepts")
-    return _beside(fig, ax)
+        cloud.errorbar(row["strongest"], row["kept"], up, across, elinewidth=0.5, **style)
+    cloud.set(xlabel="success of the strongest attack on a group", ylabel="accuracy on other concepts")
+    for ax, name, title in zip(sides, ("strongest", "kept"), ("success", "accuracy"), strict=True):
+        for n, (row, style) in enumerate(zip(table.to_dict("records"), styles, strict=True)):
+            error = figures._errors(pd.DataFrame([row]), *(f"more_{name}{end}" for end in ("", "_low", "_high")))
+            ax.errorbar(row[f"more_{name}"], n, xerr=error, elinewidth=1, **style)
+        ax.axvline(0, color="0.6", lw=0.8, zorder=0)
+        ax.set(xlabel=f"{title}, more than {figures.label(beside)}", ylim=(len(table) - 0.5, -0.5))
+    sides[0].set_yticks(range(len(table)), [figures.label(method) for method in table.method])
+    sides[1].set_yticks(range(len(table)), [])
+    for ax in (cloud, *sides):
+        ax.grid(color="0.93")
+    sns.despine(fig)
+    return fig
 
 
 def _marks(table: pd.DataFrame) -> list[dict]:
     """How each row's method is drawn."""
+    known = {method: n for n, method in enumerate(figures.METHODS | figures.RIVALS)}
     return [
-        {"fmt": MARKERS[n % len(MARKERS)], "color": figures.colour(method), "ms": 8, "label": figures.label(method)}
+        {"fmt": MARKERS[known.get(method, n) % len(MARKERS)], "color": figures.colour(method), "ms": 7}
         for n, method in enumerate(table.method)
     ]
-
-
-def _beside(fig: Figure, ax) -> Figure:
-    """The figure with its legend to the right."""
-    ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-    ax.grid(color="0.93")
-    fig.tight_layout()
-    return fig
 
 
 def heatmap(table: pd.DataFrame) -> Figure:
@@ -120,11 +136,17 @@ def heatmap(table: pd.DataFrame) -> Figure:
 
 def cost(table: pd.DataFrame) -> Figure:
     """Success of the strongest attack against the seconds of the edit, in those of UCE, a mark per method."""
+    table = table[table.against_uce > 0].reset_index(drop=True)
     fig, ax = plt.subplots(figsize=(8.5, 4.4))
     for row, style in zip(table.to_dict("records"), _marks(table), strict=True):
-        if row["against_uce"] > 0:
-            one = pd.DataFrame([row])
-            up = figures._errors(one, "strongest", "strongest_low", "strongest_high")
-            ax.errorbar(row["against_uce"], row["strongest"], up, elinewidth=0.8, **style)
-    ax.set(xscale="log", xlabel="seconds of the edit, in those of UCE", ylabel="success of the strongest attack")
-    return _beside(fig, ax)
+        up = figures._errors(pd.DataFrame([row]), "strongest", "strongest_low", "strongest_high")
+        ax.errorbar(
+            row["against_uce"], row["strongest"], up, elinewidth=0.8, label=figures.label(row["method"]), **style
+        )
+    ax.set(xscale="log", xlabel="processor seconds of the edit, in those of UCE")
+    ax.set_ylabel("success of the strongest attack")
+    ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.grid(color="0.93")
+    sns.despine(fig)
+    fig.tight_layout()
+    return fig
