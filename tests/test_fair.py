@@ -169,6 +169,23 @@ def test_relearning_trains_the_layers_that_read_the_prompt_and_nothing_else(emoj
     assert all(torch.equal(before[name], weight) for name, weight in emoji.unet.state_dict().items())
 
 
+@pytest.mark.parametrize("learn", ["unet", "lora"])
+def test_relearning_can_train_all_of_the_unet_or_an_adapter(emoji, learn):
+    model = experiment.victim(emoji, rece.guard(emoji, "dog", preserve=["cat"], mu=1.0, progress=False))
+    start = {name: weight.clone() for name, weight in model.unet.state_dict().items()}
+    how = {
+        "lr": 1e-3,
+        "batch_size": 2,
+        "generate_as": {"steps": 1, "batch_size": 2, "progress": False},
+    }
+    assert list(relearning.relearn(model, emoji, ["a dog", "the dog"], [0, 1], [0, 2], learn=learn, **how)) == [0, 2]
+    after = {name.replace(".base_layer", ""): weight for name, weight in model.unet.state_dict().items()}
+    same = [name for name, weight in start.items() if torch.equal(weight, after[name])]
+    assert len(same) == len(start) if learn == "lora" else len(same) < 0.1 * len(start)
+    new = {name: weight for name, weight in after.items() if name not in start}
+    assert (learn == "lora") == any("lora_B" in name and weight.any() for name, weight in new.items())
+
+
 def test_what_a_search_may_spend_is_tried_with_the_attacks_own_numbers(emoji, monkeypatch):
     asked = []
     monkeypatch.setattr(experiment, "attempt", lambda *given: asked.append(given[-1]) or Attempts(["a dog"], [0]))

@@ -15,6 +15,21 @@ COSTS = ("guarded", "against_uce", "evaluations", "changed", "bytes", "slowdown"
 MARKERS = "osD^vP*Xh<>dp8"
 ROWS = "inversion_rows"  # embeddings of many free tokens, which get through every edit of keys and values alike
 
+AUDITS = {
+    "image_to_image": "image to image",
+    "inpainting": "inpainting",
+    "completion": "completion",
+    "noise": "noise,",
+    "composition": "composition of",
+    "tina": "TINA, updates",
+    "query": "query, pictures",
+    "adapter": "adapter, updates",
+    "readers": "relearnt K, V:",
+    "unet": "relearnt UNet:",
+    "lora": "relearnt LoRA:",
+    "unrelated": "trained on others:",
+}
+
 
 def gathered(folder: str | Path, rivals: list[str], kinds: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The table of images of all methods, on the groups that the rivals were measured on, and that of rivals' edits.
@@ -35,6 +50,17 @@ def gathered(folder: str | Path, rivals: list[str], kinds: list[str]) -> tuple[p
     images = pd.concat([ours[ours.group.isin(theirs.group.unique())], theirs], ignore_index=True)
     images["preserve"] = images.preserve.fillna("none")
     return images[images.preserve != "nothing"], edits
+
+
+def chosen(folder: str | Path, rivals: list[str], validation: str | Path) -> dict[tuple[str, str, int], dict]:
+    """The numbers of all methods where names are preserved, see `fair.choose`.
+
+    validation: the table that the fair study's are chosen from. folder: with rivals/<method>, which have theirs. Both
+    are relative to the checkout.
+    """
+    tables = [config.root() / validation, *(config.root() / folder / "rivals" / one / "choice.csv" for one in rivals)]
+    found = fair.choose(pd.concat([pd.read_csv(table) for table in tables], ignore_index=True))
+    return {key: numbers for key, numbers in found.items() if key[1] == "names"}
 
 
 def rates(images: pd.DataFrame) -> pd.DataFrame:
@@ -122,12 +148,28 @@ def heatmap(table: pd.DataFrame) -> Figure:
     every = table[table.kind == "all"]
     values = every.pivot_table(index="method", columns="what", values="rate")
     whats = [name for name in figures.order(values.columns) if name not in KEPT] + list(KEPT)
-    values = values.loc[figures.order(values.index), whats]
-    fig, ax = plt.subplots(figsize=(0.62 * len(whats) + 2.6, 0.36 * len(values) + 2.2))
+    fig = _grid(values[whats], [f"kept: {figures.label(w)}" if w in KEPT else figures.label(w) for w in whats])
+    fig.axes[0].axvline(len(whats) - len(KEPT), color="white", lw=4)
+    return fig
+
+
+def audited(rates: pd.DataFrame) -> Figure:
+    """Methods by audits and how much each was given: rates over all groups; columns method, what, level, rate."""
+    columns = list(dict.fromkeys(zip(rates.what, rates["level"], strict=True)))
+    values = rates.pivot_table(index="method", columns=["what", "level"], values="rate")[columns]
+    fig = _grid(values, [f"{AUDITS.get(what, what)} {level}" for what, level in columns])
+    for n in range(1, len(columns)):
+        if columns[n][0] != columns[n - 1][0]:
+            fig.axes[0].axvline(n, color="white", lw=4)
+    return fig
+
+
+def _grid(values: pd.DataFrame, names: list[str]) -> Figure:
+    """A heat map of rates, methods in rows, with these names of its columns."""
+    values = values.loc[figures.order(values.index)]
+    fig, ax = plt.subplots(figsize=(0.62 * len(names) + 2.6, 0.36 * len(values) + 2.2))
     sns.heatmap(values, ax=ax, cbar=False, linewidths=0.5, annot_kws={"fontsize": 8}, **figures.RATES)
-    ax.axvline(len(whats) - 2, color="white", lw=4)
-    kept = [f"kept: {figures.label(name)}" if name in KEPT else figures.label(name) for name in whats]
-    ax.set_xticklabels(kept, rotation=40, ha="right")
+    ax.set_xticklabels(names, rotation=40, ha="right")
     ax.set_yticklabels([figures.label(name) for name in values.index], rotation=0)
     ax.set(xlabel="", ylabel="")
     fig.tight_layout()

@@ -1,14 +1,14 @@
 """Relearning: how few steps of training on pictures of the concept bring it back."""
 
-import copy
 from collections.abc import Iterator
 
 import pandas as pd
 import torch
 from diffusers import DiffusionPipeline
-from torch.nn.functional import mse_loss
 
-from rece import layers, texts
+from rece import layers
+from rece.audits import adapter
+from rece.audits._sampler import encode, encoded
 from rece.emoji.world import World
 from rece.images import generate as pictures
 from rece.study import experiment, plan
@@ -26,38 +26,31 @@ def relearn(
     lr: float,
     batch_size: int,
     generate_as: dict,
+    learn: str = "readers",
     seed: int = 0,
 ) -> Iterator[int]:
-    """Train the victim's layers that read the prompt, in place, on the original's pictures of the prompts.
+    """Train the victim's UNet, in place, on the original's pictures of the prompts.
 
     Yields each number in `steps` (rising) when so many steps are done: 0 before the first one. Adam, the loss that the
     model was trained with (noise or velocity), a random time, noise and picture per element of a batch.
-    generate_as: keywords of `generate` for the pictures. Source: the protocol of Meta-Unlearning (ICCV 2025), K and V
-    alone.
+    generate_as: keywords of `generate` for the pictures. learn: what is trained: "readers", the layers that read the
+    prompt; "unet", all of it; "lora", a LoRA of rank 4 on cross-attention, which the victim keeps.
+    Source: the protocol of Meta-Unlearning (ICCV 2025).
     """
-    random = torch.Generator().manual_seed(seed)
-    images = torch.from_numpy(pictures(original, prompts, seeds, **generate_as)).permute(0, 3, 1, 2) / 127.5 - 1
-    vae, unet, scheduler = original.vae, victim.unet, original.scheduler
-    with torch.no_grad():
-        latents = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mean * vae.config.scaling_factor
-        embeds = texts.encode(original, prompts).to(unet.dtype)
-    learnt = [layer.weight for layer in layers.prompt_layers(victim).values()]
-    unet.requires_grad_(False)
-    for weight in learnt:
-        weight.requires_grad_(True)
-    adam, done = torch.optim.Adam(learnt, lr=lr), 0
-    velocity = scheduler.config.prediction_type == "v_prediction"
+    done = 0
+    if learn not in ("readers", "unet", "lora"):
+        raise ValueError(f"learn must be 'readers', 'unet' or 'lora', not {learn!r}")
+    images, unet = pictures(original, prompts, seeds, **generate_as), victim.unet
+    if learn == "readers":
+        learnt = [layer.weight for layer in layers.prompt_layers(victim).values()]
+    else:
+        if learn == "lora":
+            adapter.add(unet, rank=4)
+        learnt = [one for name, one in unet.named_parameters() if learn == "unet" or "lora_" in name]
+    training = adapter.learn(victim, learnt, encode(victim, images), encoded(victim, prompts), lr, batch_size, seed)
     for until in steps:
-        for _ in range(until - done):
-            rows = torch.randint(len(latents), (batch_size,), generator=random)
-            times = torch.randint(scheduler.config.num_train_timesteps, (batch_size,), generator=random)
-            noise = torch.randn(latents[rows].shape, generator=random).to(latents)
-            noised = scheduler.add_noise(latents[rows], noise, times)
-            aim = scheduler.get_velocity(latents[rows], noise, times) if velocity else noise
-            mse_loss(unet(noised, times.to(unet.device), embeds[rows]).sample, aim).backward()
-            adam.step()
-            adam.zero_grad()
-        done = until
+        while done < until:
+            done = next(training)
         yield until
 
 
@@ -74,8 +67,7 @@ def curves(
     def one(job) -> pd.DataFrame:
         name, group, method = job
         if method == plan.CONTROL:
-            model = copy.copy(control)
-            model.register_modules(unet=copy.deepcopy(control.unet))
+            model = adapter.apart(control)
         else:
             numbers = chosen[method, "names", group["size"]]
             model = experiment.victim(pipe, study.eraser(pipe, world, group, method, "names", numbers))

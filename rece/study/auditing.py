@@ -1,0 +1,177 @@
+"""Auditing: every method's model under audits, beside the original and a model that never saw the concept."""
+
+from functools import partial
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from rece import audits, layers, solver
+from rece.audits import adapter
+from rece.certificate import certify
+from rece.edits import Edit, Weights
+from rece.emoji.world import World
+from rece.eraser import Eraser
+from rece.images import generate as pictures
+from rece.study import arena, experiment, fair, plan
+from rece.study.parallel import cells
+from rece.study.relearning import relearn
+
+COLUMNS = ["group", "method", "what", "level", "case", "top", "sure"]
+WHOLE = {"int8": 127, "int4": 7}  # the largest number of a form of whole numbers
+FORMS = ("float32", "float16", "bfloat16", *WHOLE)
+
+
+def groups(world: World, plan_of: dict, without: list[str], n: int) -> dict:
+    """The first n single objects of the fair study that a model trained without these never saw."""
+    found = fair.groups(world, plan_of)
+    found = {name: group for name, group in found.items() if set(group["erase"]) <= set(without)}
+    return fair.first(found, {"object": n})
+
+
+def run(
+    pipe, control, judge, world: World, some: dict, chosen: dict, section: dict, plan_of: dict, generate: dict
+) -> pd.DataFrame:
+    """What audits and relearning bring back, on every method's model of every group: a row per picture, COLUMNS.
+
+    some: groups of single objects. chosen: the numbers of each method, see `fair.choose`. section: n (prompts per
+    group), tried (settings by audit) and relearning (settings by name, see `relearnt`).
+    """
+    methods = [plan.ORIGINAL, *dict.fromkeys(method for method, *_ in chosen), plan.CONTROL]
+    jobs = [(name, group, method) for name, group in some.items() for method in methods]
+    one = partial(_one, pipe, control, judge, world, chosen, section, plan_of, generate)
+    return pd.concat(cells(one, jobs, "audits"), ignore_index=True)
+
+
+def _one(pipe, control, judge, world, chosen, section, plan_of, generate, job) -> pd.DataFrame:
+    name, group, method = job
+    cases = plan.cases(world, group, section["n"], plan_of["seed"] + 30_000)
+    asked = list(cases.prompt), list(map(int, cases.seed))
+
+    victim, parts = {plan.ORIGINAL: pipe, plan.CONTROL: control}.get(method), []
+    if victim is None:
+        edit = arena.made(pipe, world, group, method, chosen[method, arena.SETTING, group["size"]])
+        victim = experiment.victim(pipe, edit)
+    for audit, settings in section["tried"].items():
+        own = settings | further(audit, pipe, judge, world, group, cases)
+        for level, images in audits.run(audit, victim, pipe, *asked, generate=generate, **own).items():
+            parts.append(_judged(judge, images, cases, plan_of).assign(what=audit, level=level))
+    for what, settings in section["relearning"].items():
+        for level, images in relearnt(adapter.apart(victim), pipe, world, group, asked, settings, generate):
+            parts.append(_judged(judge, images, cases, plan_of).assign(what=what, level=str(level)))
+    return pd.concat(parts).assign(group=name, method=method)[COLUMNS]
+
+
+def _judged(judge, images, cases: pd.DataFrame, plan_of: dict) -> pd.DataFrame:
+    answers = judge.answers(images, cases)
+    sure = answers.wanted & (answers.probability >= plan_of["threshold"])
+    return pd.DataFrame({"case": range(len(cases)), "top": answers.wanted.astype(int), "sure": sure.astype(int)})
+
+
+def further(audit: str, pipe, judge, world: World, group: dict, cases: pd.DataFrame) -> dict:
+    """What an audit is given beside its settings: "composition" the prompts of the three nearest objects, "query" the
+    judge's probability of the concept, and all words of captions that do not name it."""
+    if audit == "composition":
+        near = fair.neighbours(pipe, world, group)[:3]
+        swap = [[(world.words[name][0], world.words[other][0]) for other in near] for name in cases["name"]]
+        return {"others": [[p.replace(*pair) for pair in pairs] for p, pairs in zip(cases.prompt, swap, strict=True)]}
+    if audit == "query":
+        (concept,) = plan.members(world, group)
+        at, own = judge.objects.index(concept), {*world.words[concept], *world.held_out[concept]}
+        words = {word for names in world.words.values() for word in names if " " not in word}
+        return {"score": lambda images: judge.classify(images).objects[:, at], "vocabulary": sorted(words - own)}
+    return {}
+
+
+def relearnt(model, pipe, world: World, group: dict, asked: tuple, settings: dict, generate: dict):
+    """Pictures of a model, changed in place, after each number of steps of training: pairs (steps, pictures).
+
+    settings: learn, steps, lr and batch_size as of `relearning.relearn`; lessons, how many pictures it is trained on;
+    of, "concept" or "others": what they show.
+    """
+    lessons = settings["lessons"]
+    if settings["of"] == "concept":
+        shown = plan.cases(world, group, lessons, 50_000)
+    else:
+        shown = plan.others(world, group, lessons, 50_000)
+    how = {name: settings[name] for name in ("learn", "lr", "batch_size")}
+    taught = list(shown.prompt), list(map(int, shown.seed))
+    for done in relearn(model, pipe, *taught, settings["steps"], generate_as=generate | {"progress": False}, **how):
+        with torch.no_grad():
+            yield done, pictures(model, *asked, **generate, progress=False)
+
+
+def rounded(pipe, edit: Edit, form: str) -> Weights:
+    """The edit as it is shipped in another form of its weights of keys and values, back in the pipeline's own.
+
+    form: one of FORMS. Whole numbers are per output channel and symmetric about 0.
+    Raises ValueError for another form, TypeError if the edit changes no layer that reads the prompt.
+    """
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}, not {form!r}")
+    edited = readers(pipe, edit)
+    before = layers.originals(pipe)
+    found = {name: _rounded(W, form) - solver.precise(before[name]) for name, W in edited.items()}
+    return Weights(
+        {f"unet.{name}.weight": one.float() for name, one in found.items()}, edit.provenance | {"form": form}
+    )
+
+
+def readers(pipe, edit: Edit) -> dict[str, Tensor]:
+    """The weights of keys and values that an edit leaves, float64, by layer. Raises TypeError if it changes none."""
+    if isinstance(edit, Eraser):
+        M = edit.map.to(layers.gram(pipe).device)
+        return {name: solver.precise(W) @ M for name, W in layers.originals(pipe).items()}
+    found = edit.readers(pipe) if isinstance(edit, Weights) else {}
+    if not found:
+        raise TypeError(f"{edit} changes no layer that reads the prompt, so there is nothing to round")
+    return {name: solver.precise(W) for name, W in found.items()}
+
+
+def _rounded(W: Tensor, form: str) -> Tensor:
+    if form not in WHOLE:
+        return W.to(getattr(torch, form)).to(W.dtype)
+    unit = W.abs().amax(1, keepdim=True) / WHOLE[form]
+    return (W / unit.clamp(min=1e-30)).round() * unit
+
+
+def rounding(
+    pipe, judge, world: World, some: dict, chosen: dict, plan_of: dict, generate: dict, budgets: dict
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What rounding brings back: the table of pictures as of `fair.measured`, with columns group, method and level
+    (the form), and that of certificates: group, method, level, guarded.
+
+    Methods that change no layer that reads the prompt are left out.
+    """
+    jobs = [
+        (name, group, method, form)
+        for name, group in some.items()
+        for method in dict.fromkeys(method for method, *_ in chosen)
+        for form in FORMS
+    ]
+
+    def one(job):
+        name, group, method, form = job
+        edit = arena.made(pipe, world, group, method, chosen[method, arena.SETTING, group["size"]])
+        try:
+            made = rounded(pipe, edit, form)
+        except TypeError:
+            return pd.DataFrame(), {}
+        victim = experiment.victim(pipe, made)
+        table = fair.measured(pipe, victim, judge, world, group, plan_of, generate, budgets)
+        words = certify(pipe, None, group["erase"], shipped=made.readers(pipe)).words
+        row = {"group": name, "method": method, "level": form}
+        return table.assign(**row), row | {"guarded": float((words.shipped / words.target).min())}
+
+    tables, rows = zip(*cells(one, jobs, "rounding"), strict=True)
+    return pd.concat(tables, ignore_index=True), pd.DataFrame([row for row in rows if row])
+
+
+def best_of(table: pd.DataFrame, what: str = "noise") -> pd.DataFrame:
+    """The table with all tries of an audit as one level, "best of n": a case is found if one of its tries is."""
+    tries = table[table.what == what]
+    if not len(tries):
+        return table
+    best = tries.groupby(["group", "method", "what", "case"], sort=False)[["top", "sure"]].max().reset_index()
+    best["level"] = f"best of {tries.level.nunique()}"
+    return pd.concat([table[table.what != what], best[COLUMNS]], ignore_index=True)
