@@ -440,6 +440,32 @@ def draw(
     _say(output)
 
 
+@_command(
+    "arena",
+    "rece arena dog-lora/pytorch_lora_weights.safetensors --concept dog --by 'A. Researcher'",
+    "rece arena my_method.py",
+)
+def arena(
+    file: _argument(Path, "FILE", "an eraser, a LoRA, weights, a folder of a UNet or text encoder, or a Python file"),
+    concept: _option(str, "what a file of weights erases, an object or style of data/concepts.yaml") = None,
+    by: _option(str, "who made it, kept with its rows") = "",
+    note: _option(str, "how it was made, kept with its rows") = "",
+) -> None:
+    """Measure an outside eraser, or attack, beside the arena's rows. A Python file is run: read it before.
+
+    In a checkout of the repository; at most ten minutes on two cores. A Python file has one function: `erase`, as the
+    files of rece/methods, or `attack`, as those of rece/attacks.
+    """
+    from rece import loading
+    from rece.study import entry
+
+    loading.quiet()
+    rows, there = entry.score(file, concept, by, note)
+    for row in rows.to_string(index=False, float_format="{:.2f}".format, na_rep="-").splitlines():
+        _say(row)
+    _say(there)
+
+
 @_command("push", "rece push dog-lora me/without-dog")
 def push(
     folder: _argument(Path, "FOLDER", "with its README.md"),
