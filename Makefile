@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 export DIFFUSERS_VERBOSITY := error
 export TRANSFORMERS_VERBOSITY := error
-demo repro fair data paper bench lab: export PYTHONWARNINGS := ignore
+demo repro fair arena data paper bench lab: export PYTHONWARNINGS := ignore
 # Idle threads sleep: on a busy machine spinning ones make the small model ten times slower.
 export OMP_WAIT_POLICY ?= passive
 paper: export HF_HUB_OFFLINE := 0
@@ -16,11 +16,11 @@ paper: export PYTHONDONTWRITEBYTECODE := 1
 
 # Two chains: in each, with default parameters, a notebook reads what those before it wrote. Those of READING need no other.
 ONE := $(patsubst %,notebooks/%.ipynb,dataset pretrain judge control erase attack evaluate sweep plot paper)
-TWO := $(patsubst %,notebooks/%.ipynb,choose fair limits compare rival arena)
+TWO := $(patsubst %,notebooks/%.ipynb,choose fair limits compare rival arena audits)
 READING := $(patsubst %,notebooks/%.ipynb,closed_form red_team guarded)
 NBVAL := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-kernel-startup-timeout 120
 
-.PHONY: help setup demo repro fair paper test bench lab lint format data clean
+.PHONY: help setup demo repro fair arena paper test bench lab lint format data clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -85,6 +85,9 @@ THAW := trap 'mv dvc.yaml.frozen dvc.yaml' EXIT; sed -i.frozen '/^ *frozen: true
 
 fair: setup  ## rerun the fair study, whose results are in git (an hour and a half on two cores with bfloat16)
 	@$(THAW); dvc repro choose fair
+
+arena: setup  ## rerun the field's methods beside it, also in git (under two hours on two cores); METHOD=esd_x reruns one
+	@$(THAW); dvc repro --single-item $(if $(METHOD),rival@$(METHOD),rival) && dvc repro --single-item arena
 
 data: setup  ## rebuild the embedded model from its images (hours; needs npm)
 	@$(THAW); dvc repro pretrain judge control

@@ -41,10 +41,10 @@ def judge():
 def test_every_rival_has_its_numbers_and_a_grid_as_large_as_every_others():
     section = params()["arena"]
     for part in ("given", "grid"):
-        assert list(section[part]) == params()["arena_methods"]
+        assert set(section[part]) == set(methods.names()) - set(params()["erase"]), part
     sizes = {method: len(arena.tried(grids)) for method, grids in section["grid"].items()}
     assert set(sizes.values()) == {6}
-    assert set(params()["arena_methods"]) <= set(methods.names()) - set(params()["erase"])
+    assert set(params()["arena_methods"]) <= set(section["given"])
 
 
 SOURCES = {"model": "data/emoji-diffusion", "judge": "data/judge"}
@@ -173,6 +173,20 @@ def test_a_difference_is_taken_group_by_group():
     ends = [found[f"more_strongest{end}"].uce for end in ("_low", "", "_high")]
     assert ends == [0.125, 0.1875, 0.25]
     assert found.more_strongest.guarded == 0 and np.isnan(found.more_strongest_low.guarded)
+
+
+def test_properties_that_go_with_success_are_found_and_others_are_not():
+    random = np.random.default_rng(0)
+    methods_ = [f"m{n}" for n in range(12)]
+    table = pd.DataFrame({"method": methods_, "guarded": np.linspace(0, 1, 12), "changed": random.permutation(12)})
+    rates = pd.DataFrame(
+        {"kind": "all", "method": methods_, "what": "closed_form", "rate": np.linspace(1, 0, 12) ** 2}
+    )
+    still = rates.assign(what="plain", rate=0.0)
+    found = ranking.predictors(table.assign(kept=1.0), pd.concat([rates, still]))
+    assert set(found.property) == {"guarded", "changed"} and set(found.what) == {"closed_form"}
+    guarded, changed = (found[found.property == name].iloc[0] for name in ("guarded", "changed"))
+    assert guarded.rho == -1 and guarded.high < -0.9 and changed.low < 0 < changed.high and guarded.n == 12
 
 
 def test_the_figures_show_every_method():

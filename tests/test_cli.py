@@ -672,6 +672,6 @@ def test_erase_by_a_method_of_another_kind(model, tmp_path, capsys, fails):
     assert "is no map" in fails("apply", model, file, "-o", tmp_path / "folder")
     given = ["erase", model, "dog", "-o", tmp_path / "x.safetensors", "--method"]
     assert "rounds: method esd_x takes no such keyword; it takes target" in fails(*given, "esd_x", "--rounds", 2)
-    assert "method must be one of anchored" in fails(*given, "esd_q")
+    assert "method must be one of adavd" in fails(*given, "esd_q")
     run(*given, "uce", "--start-lamb", 5)
     assert rece.Eraser.load(tmp_path / "x.safetensors").provenance["start"]["lamb"] == 5

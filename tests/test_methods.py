@@ -24,7 +24,7 @@ def test_rece_is_erase(pipe):
 
 @pytest.mark.parametrize("name", ["original", "rcee", "__init__", ""])
 def test_unknown_method(pipe, name):
-    with pytest.raises(ValueError, match="choose one of anchored, .*uce$"):
+    with pytest.raises(ValueError, match="method must be one of adavd, .*uce, not"):
         methods.run(name, pipe, "dog")
 
 

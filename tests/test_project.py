@@ -99,7 +99,7 @@ def test_a_stage_depends_on_what_its_notebook_imports_and_on_nothing_else(stage)
     wanted = set(imported(run.notebook))
     if "method" in run.passed:  # its file, and what that imports of the folder's own
         file = f"rece/methods/{run.passed['method']}.py"
-        wanted |= {file, "rece/methods/_esd.py", "rece/methods/_training.py"}
+        wanted |= {file, *(f"rece/methods/{name}.py" for name in ("_esd", "_tokens", "_training"))}
         assert wanted >= set(imported(file))
     assert sorted(dep for dep in stage.deps if dep.startswith("rece")) == sorted(wanted)
 

@@ -4,12 +4,13 @@ An attack of `rece.attacks` finds something to ask the model; an audit draws in 
 the attacker must hold grows from words to weights:
 
     holds                        attacks and audits
-    words                        plain, synonym, paraphrase, misspelling, homoglyph, mma, ring_a_bell; composition
+    words                        plain, synonym, paraphrase, misspelling, homoglyph; composition
+    the text encoder             ring_a_bell, mma
     the model's pictures         query
     a picture of the concept     image_to_image, inpainting
     the sampler                  noise
-    a way to feed embeddings     concept_vector, closed_form, reachable
-    the weights, to read         p4d_n, p4d_k, unlearndiff, inversion; tina
+    a way to feed embeddings     concept_vector
+    the weights, to read         p4d_n, p4d_k, unlearndiff; and with embeddings inversion, reachable, closed_form; tina
     the original too             completion
     the weights, to change       adapter; relearning, see `rece.study.relearning`
 

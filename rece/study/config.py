@@ -126,6 +126,23 @@ class Arena(Section):
     grid: dict[str, list[dict[str, list]]]
 
 
+class Rounding(Section):
+    """On how many groups, and with which lines of fair_attacks, rounded weights are measured."""
+
+    object: PositiveInt
+    attacks: list[str]
+
+
+class Audits(Section):
+    """Audits, see `rece.study.auditing`: how many groups, n prompts of each, and the settings of each audit."""
+
+    object: PositiveInt
+    n: PositiveInt
+    tried: dict[str, dict]
+    relearning: dict[str, dict]
+    rounding: Rounding
+
+
 class Study(Section):
     """The sections that every study has."""
 
@@ -158,6 +175,7 @@ class EmbeddedStudy(Study):
     fair_kinds: list[str]
     arena: Arena
     arena_methods: list[str]
+    audits: Audits
     sweep_concepts: list[str]
     validation: list[str]
     sweep: Sweep

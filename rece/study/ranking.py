@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from rece.study import config, fair, figures, statistics
 
 KEPT = ("neighbour", "other")
+PROPERTIES = ("guarded", "changed", "bytes", "against_uce", "kept")  # of edits, that may go with robustness
 COSTS = ("guarded", "against_uce", "evaluations", "changed", "bytes", "slowdown")
 MARKERS = "osD^vP*Xh<>dp8"
 ROWS = "inversion_rows"  # embeddings of many free tokens, which get through every edit of keys and values alike
@@ -102,6 +103,22 @@ def summary(images: pd.DataFrame, edits: pd.DataFrame, beside: str = "guarded") 
         rows.append(row | {name: own[name].median() for name in COSTS if name in own})
     table = pd.DataFrame(rows)
     return table.set_index("method").loc[figures.order(table.method)].reset_index()
+
+
+def predictors(table: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
+    """Which properties of edits go with which success, over methods: Spearman's rho, low, high and n.
+
+    A row per property of PROPERTIES and attack, over the methods that have both. Pairs with fewer than four methods,
+    or in which one of the two never varies, are left out. table: of `summary`. rates: of `rates`.
+    """
+    success = rates[rates.kind == "all"].pivot_table(index="method", columns="what", values="rate")
+    own, rows = table.set_index("method"), []
+    for name in (name for name in PROPERTIES if name in own):
+        for what in figures.order(success.columns):
+            both = pd.DataFrame({"x": own[name], "y": success[what]}).dropna()
+            if len(both) >= 4 and both.nunique().min() > 1:
+                rows.append({"property": name, "what": what, **statistics.rank_correlation(both.x, both.y)})
+    return pd.DataFrame(rows, columns=["property", "what", "rho", "low", "high", "n"])
 
 
 def robustness(table: pd.DataFrame, beside: str = "guarded") -> Figure:
