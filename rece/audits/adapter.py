@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from rece.audits._sampler import APART, encode, encoded
+from rece.audits._sampler import APART, encode, encoded, whole
 from rece.images import generate as pictures
 
 HOLDS = "the weights, to change"
@@ -37,9 +37,7 @@ def audit(
     lessons: how many of the original's pictures it is trained on, of the prompts in turn and with other seeds. rank:
     of the adapter, on the layers attn2. lr: of Adam. size: pictures per update.
     """
-    for name, value in {"lessons": lessons, "rank": rank, "updates": updates, "size": size}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number, 1 or more, not {value!r}")
+    whole(lessons=lessons, rank=rank, updates=updates, size=size)
     asked = [prompts[n % len(prompts)] for n in range(lessons)]
     later = [seeds[n % len(seeds)] + APART + n for n in range(lessons)]
     shown = pictures(original, asked, later, **generate, progress=False)

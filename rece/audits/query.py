@@ -10,6 +10,7 @@ from random import Random
 import numpy as np
 from diffusers import DiffusionPipeline
 
+from rece.audits._sampler import whole
 from rece.images import generate as pictures
 
 HOLDS = "the model's pictures"
@@ -32,9 +33,7 @@ def audit(
     score: how much pictures, uint8 (n, h, w, 3), show the concept, (n,): the attacker's own classifier. vocabulary:
     the words he tries; none should name the concept. Level: how many pictures were drawn of a prompt: 1, and all.
     """
-    for name, value in {"words": words, "queries": queries}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number, 1 or more, not {value!r}")
+    whole(words=words, queries=queries)
     if not vocabulary:
         raise ValueError("vocabulary must hold a word at least")
     random = [Random(f"{prompt}/{seed}") for prompt, seed in zip(prompts, seeds, strict=True)]

@@ -35,7 +35,6 @@ def audit(
         raise ValueError(f"updates must be a whole number, 0 or more, not {updates!r}")
     shown = pictures(original, prompts, seeds, **generate, progress=False)
     empty, found = encoded(victim, [""]), {}
-    victim.unet.requires_grad_(False)
     for level in dict.fromkeys((0, updates)):
         parts = []
         for rows, count in batches(len(prompts), generate["batch_size"]):

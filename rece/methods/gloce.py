@@ -13,9 +13,9 @@ from torch import Tensor
 from rece import families, solver, texts
 from rece.edits import Hooks
 from rece.eraser import origin
-from rece.images import generate
 from rece.methods._tokens import TEMPLATES
 from rece.methods._training import targets_of, whole
+from rece.methods._watching import watched
 
 
 class Hook(torch.nn.Module):
@@ -116,16 +116,5 @@ def main(rows: Tensor, rank: int) -> Tensor:
 
 def outputs(pipe: DiffusionPipeline, prompts: list[str], seed: int, **how) -> list[Tensor]:
     """The outputs of each layer attn2 for prompts, at all pixels and steps of drawing: (rows, d) float64 each."""
-    found = {name: [] for name, _ in pipe.unet.named_modules() if name.endswith(".attn2")}
-    modules = dict(pipe.unet.named_modules())
-
-    def looking(rows: list):
-        return lambda _, args, out: rows.append(solver.precise(out[-len(prompts) :].flatten(0, 1)))
-
-    handles = [modules[name].to_out[0].register_forward_hook(looking(rows)) for name, rows in found.items()]
-    try:
-        generate(pipe, prompts, range(seed, seed + len(prompts)), batch_size=len(prompts), **how)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [torch.cat(rows) for rows in found.values()]
+    found = watched(pipe, prompts, seed, lambda _, out: solver.precise(out.flatten(0, 1)), **how)
+    return list(found.values())

@@ -12,8 +12,8 @@ from torch import Tensor
 from rece import layers, solver, texts
 from rece.edits import Weights
 from rece.eraser import origin
-from rece.images import generate
 from rece.methods._tokens import TEMPLATES
+from rece.methods._watching import watched
 
 
 def erase(
@@ -65,20 +65,4 @@ def main(rows: Tensor, share: float) -> Tensor:
 def answered(pipe: DiffusionPipeline, prompts: list[str], seed: int, **how) -> dict[str, Tensor]:
     """What attention answers in the mean over pixels, at each step of drawing: by the layer's name, (steps x prompts,
     out) float64."""
-    found, handles = {}, []
-
-    def looking(name: str):
-        def look(_, args):
-            found.setdefault(name, []).append(solver.precise(args[0][-len(prompts) :].mean(1)))
-
-        return look
-
-    for name, module in pipe.unet.named_modules():
-        if name.endswith(".attn2"):
-            handles.append(module.to_out[0].register_forward_pre_hook(looking(name)))
-    try:
-        generate(pipe, prompts, range(seed, seed + len(prompts)), batch_size=len(prompts), **how)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: torch.cat(rows) for name, rows in found.items()}
+    return watched(pipe, prompts, seed, lambda read, _: solver.precise(read.mean(1)), **how)

@@ -64,8 +64,8 @@ def _one(pipe, control, judge, world, chosen, section, plan_of, generate, job) -
 
 def _judged(judge, images, cases: pd.DataFrame, plan_of: dict) -> pd.DataFrame:
     answers = judge.answers(images, cases)
-    sure = answers.wanted & (answers.probability >= plan_of["threshold"])
-    return pd.DataFrame({"case": range(len(cases)), "top": answers.wanted.astype(int), "sure": sure.astype(int)})
+    sure = plan.hits(judge, answers, plan_of["threshold"]).astype(int)
+    return pd.DataFrame({"case": range(len(cases)), "top": answers.wanted.astype(int), "sure": sure})
 
 
 def further(audit: str, pipe, judge, world: World, group: dict, cases: pd.DataFrame) -> dict:

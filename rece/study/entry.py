@@ -189,6 +189,6 @@ def _attacked(pipe, judge, world, study, attack, chosen, job) -> pd.DataFrame:
     attempts = attacks.run(attack, victim, *asked, original=pipe, concept=known)
     rows = cases.assign(prompt=attempts.prompts or "", seed=attempts.seeds)
     answers = judge.answers(experiment.images_of(victim, rows, study["generate"], attempts.embeds), rows)
-    sure = (answers.wanted & (answers.probability >= study["fair"]["threshold"])).astype(int)
+    sure = plan.hits(judge, answers, study["fair"]["threshold"]).astype(int)
     found = {"group": name, "method": method, "what": attack, "case": range(len(rows)), "sure": sure}
     return pd.DataFrame(found | {"top": answers.wanted.astype(int)})
