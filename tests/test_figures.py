@@ -137,6 +137,19 @@ def test_certificates_are_points_of_success_over_distance_with_their_correlation
     assert legend(figure) == list(drawn)
 
 
+def test_a_legend_of_many_names_lies_inside_of_its_figure():
+    methods = ["uce", "rece", "anchored", "guarded"]
+    points = pd.DataFrame({"method": methods * 2, "kind": ["object"] * 4 + ["style"] * 4})
+    points = points.assign(certified=0.5, text=0.5, embedding=0.5)
+    unknown = {"rho": np.nan, "low": np.nan, "high": np.nan, "n": 8}
+    found = {name: {"title": name, "pooled": unknown, "within": unknown} for name in ("text", "embedding")}
+    figure = figures.certificate(points, found)
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent().transformed(figure.transFigure.inverted())
+    assert len(legend(figure)) == 8 and 0 <= box.x0 and box.x1 <= 1 and box.y1 <= 1
+    assert all(ax.get_tightbbox().transformed(figure.transFigure.inverted()).y1 <= box.y0 for ax in figure.axes)
+
+
 def test_transfer_has_a_panel_per_attack_from_where_prompts_were_found_to_who_drew_them():
     rows = [(a, s, m) for a in ("p4d_k", "unlearndiff") for s in ("rece", "uce") for m in ("rece", "uce", "original")]
     table = pd.DataFrame(rows, columns=["attack", "source", "method"]).assign(rate=np.arange(12) / 20, n=4)

@@ -337,9 +337,11 @@ def _errors(table: pd.DataFrame, *names: str) -> np.ndarray:
 def _with_legend(fig: Figure, axes) -> Figure:
     """The figure with one legend over all panels, and with room made for it."""
     handles, names = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, names, loc="upper center", ncol=len(names), frameon=False, bbox_to_anchor=(0.5, 1.0))
+    rows = -(-len(names) // 6)  # more than six names are wider than the figure
+    columns = -(-len(names) // rows)
+    fig.legend(handles, names, loc="upper center", ncol=columns, frameon=False, bbox_to_anchor=(0.5, 1.0))
     sns.despine(fig)
-    fig.tight_layout(rect=(0, 0, 1, 1 - 0.38 / fig.get_figheight()))
+    fig.tight_layout(rect=(0, 0, 1, 1 - (0.14 + 0.24 * rows) / fig.get_figheight()))
     return fig
 
 
