@@ -1,6 +1,7 @@
 """The study of audits: which groups, what is judged, relearning, and rounding."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -11,10 +12,11 @@ import rece
 from rece import layers, methods
 from rece.emoji import world as worlds
 from rece.judges.embedded import Judge
-from rece.study import auditing, config, fair, plan
+from rece.study import auditing, config, experiment, fair, plan
 
 WORLD = worlds.load()
 FAIR = params()["fair"] | {"per": {"object": 2}, "kept": {"neighbour": 2, "other": 2}}
+METHODS = ("uce", "guarded")
 DOG = {"kind": "object", "size": 1, "erase": ["dog"], "target": " "}
 
 
@@ -55,6 +57,31 @@ def test_every_model_is_audited_and_judged(emoji, judge):
         own = table[(table.what == "noise") & (table.method == method)]
         assert list(part.level) == ["best of 2"] * 2
         assert list(part.top) == list(own.groupby("case").top.max())
+
+
+def test_an_audit_that_was_run_before_is_read(emoji, judge, monkeypatch):
+    section = {"n": 2, "tried": {"completion": {"shares": [0.5]}}, "relearning": {}}
+    given = (emoji, emoji, judge, WORLD, {"dog": DOG}, {("uce", "names", 1): {}}, section, FAIR, GENERATE)
+    first = auditing.run(*given)
+    monkeypatch.setattr(auditing.audits, "run", lambda *_, **__: pytest.fail("it is not run again"))
+    pd.testing.assert_frame_equal(auditing.run(*given), first)
+    section["tried"] = {"completion": {"shares": [1.0]}}
+    with pytest.raises(pytest.fail.Exception, match="not run again"):
+        auditing.run(*given)
+
+
+def test_prompts_found_against_one_method_are_drawn_by_all(emoji, judge):
+    budget = {"n": 2, "preserve": ["names"], "tokens": 1, "updates": 2, "times": 2, "score_times": 1, "batch_size": 2}
+    budgets = {"unlearndiff": budget | {"steps": 2, "guidance": 4.0}}
+    chosen = {("uce", "names", 1): {}, ("guarded", "names", 1): {"mu": 5.0}}
+    given = WORLD, {"dog": DOG}, chosen, FAIR, GENERATE
+    table = auditing.transferred(emoji, judge, *given, budgets)
+    assert table.groupby(["source", "method"]).case.apply(list).map([0, 1].__eq__).all()
+    assert set(zip(table.source, table.method, strict=True)) == {(a, b) for a in METHODS for b in METHODS}
+    victim = experiment.victim(emoji, fair.eraser(emoji, WORLD, DOG, "uce", "names", {}))
+    own = fair.measured(emoji, victim, judge, WORLD, DOG, FAIR | {"kept": {}}, GENERATE, budgets)
+    moved = table[(table.source == "uce") & (table.method == "uce")]
+    assert list(moved.top) == list(own.top) and list(moved.sure) == list(own.sure)
 
 
 def test_what_composition_and_query_are_given_does_not_name_the_concept(emoji, judge):

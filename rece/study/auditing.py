@@ -1,19 +1,20 @@
 """Auditing: every method's model under audits, beside the original and a model that never saw the concept."""
 
+from collections.abc import Callable
 from functools import partial
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from rece import audits, layers, solver
+from rece import attacks, audits, files, layers, solver
 from rece.audits import adapter
 from rece.certificate import certify
 from rece.edits import Edit, Weights
 from rece.emoji.world import World
 from rece.eraser import Eraser
 from rece.images import generate as pictures
-from rece.study import arena, experiment, fair, plan
+from rece.study import arena, cache, experiment, fair, plan
 from rece.study.parallel import cells
 from rece.study.relearning import relearn
 
@@ -47,19 +48,50 @@ def _one(pipe, control, judge, world, chosen, section, plan_of, generate, job) -
     name, group, method = job
     cases = plan.cases(world, group, section["n"], plan_of["seed"] + 30_000)
     asked = list(cases.prompt), list(map(int, cases.seed))
+    victim = model(pipe, control, world, chosen, job)
+    decides = [cache.weights(victim), cache.weights(pipe), judge.describe(), group, *asked, generate]
 
-    victim, parts = {plan.ORIGINAL: pipe, plan.CONTROL: control}.get(method), []
-    if victim is None:
-        edit = arena.made(pipe, world, group, method, chosen[method, arena.SETTING, group["size"]])
-        victim = experiment.victim(pipe, edit)
-    for audit, settings in section["tried"].items():
+    def tried(audit: str, settings: dict) -> pd.DataFrame:
         own = settings | further(audit, pipe, judge, world, group, cases)
-        for level, images in audits.run(audit, victim, pipe, *asked, generate=generate, **own).items():
-            parts.append(_judged(judge, images, cases, plan_of).assign(what=audit, level=level))
+        images = audits.run(audit, victim, pipe, *asked, generate=generate, **own)
+        return pd.concat([_judged(judge, some, cases, plan_of).assign(level=level) for level, some in images.items()])
+
+    def trained(settings: dict) -> pd.DataFrame:
+        images = relearnt(adapter.apart(victim), pipe, world, group, asked, settings, generate)
+        return pd.concat([_judged(judge, some, cases, plan_of).assign(level=str(level)) for level, some in images])
+
+    parts = {}
+    for audit, settings in section["tried"].items():
+        own = [f"rece.audits.{audit}", plan_of["threshold"], settings, *decides]
+        parts[audit] = _kept(own, partial(tried, audit, settings))
     for what, settings in section["relearning"].items():
-        for level, images in relearnt(adapter.apart(victim), pipe, world, group, asked, settings, generate):
-            parts.append(_judged(judge, images, cases, plan_of).assign(what=what, level=str(level)))
-    return pd.concat(parts).assign(group=name, method=method)[COLUMNS]
+        own = ["rece.study.relearning", plan_of["threshold"], settings, *decides]
+        parts[what] = _kept(own, partial(trained, settings))
+    table = pd.concat([part.assign(what=what) for what, part in parts.items()])
+    return table.assign(group=name, method=method)[COLUMNS]
+
+
+def model(pipe, control, world: World, chosen: dict, job: tuple[str, dict, str]):
+    """The model of a job (group's name, group, method): the original, the control, or one with the method's edit."""
+    _, group, method = job
+    if method in (plan.ORIGINAL, plan.CONTROL):
+        return {plan.ORIGINAL: pipe, plan.CONTROL: control}[method]
+    edit = arena.made(pipe, world, group, method, chosen[method, arena.SETTING, group["size"]])
+    return experiment.victim(pipe, edit)
+
+
+def _kept(decides: list, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """A table of `_judged`, with the column level, as it was made before from the same, see `rece.study.cache`.
+
+    decides: a module that draws, and what else does.
+    """
+    modules = decides[0], __name__, "rece.judges.embedded"
+    own = [*map(cache.code, modules), *decides]
+    path = cache.folder() / "audits" / f"{cache.digest(own)}.csv"
+    if not path.exists():
+        with files.replacing(path) as file:
+            make().to_csv(file, index=False)
+    return pd.read_csv(path, dtype={"level": str})
 
 
 def _judged(judge, images, cases: pd.DataFrame, plan_of: dict) -> pd.DataFrame:
@@ -99,6 +131,44 @@ def relearnt(model, pipe, world: World, group: dict, asked: tuple, settings: dic
     for done in relearn(model, pipe, *taught, settings["steps"], generate_as=generate | {"progress": False}, **how):
         with torch.no_grad():
             yield done, pictures(model, *asked, **generate, progress=False)
+
+
+def transferred(
+    pipe, judge, world: World, some: dict, chosen: dict, plan_of: dict, generate: dict, budgets: dict
+) -> pd.DataFrame:
+    """What every method's model draws of the prompts that attacks found against every other: a row per picture.
+
+    budgets: attacks that search for words by looking at the victim, on the cases of the fair study. Columns: group,
+    what (the attack), source (the method whose model it searched), method (whose model drew), case, top, sure.
+    """
+    methods = list(dict.fromkeys(method for method, *_ in chosen))
+    jobs = [(name, group, method) for name, group in some.items() for method in methods]
+
+    def search(job) -> list[pd.DataFrame]:
+        _, group, source = job
+        victim, parts = model(pipe, None, world, chosen, job), []
+        cases = plan.cases(world, group, plan_of["per"][group["kind"]] * len(group["erase"]), plan_of["seed"])
+        for attack, budget in budgets.items():
+            if not attacks.applies(experiment.module(attack, budget), victim):
+                rows = cases.head(budget["n"])
+                found = experiment.attempt(attack, victim, pipe, rows, world, group, budget)
+                parts.append(rows.assign(prompt=found.prompts, seed=found.seeds, what=attack, source=source))
+        return parts
+
+    found = {name: [] for name in some}
+    for (name, *_), parts in zip(jobs, cells(search, jobs, "searches"), strict=True):
+        found[name] += parts
+
+    def draw(job) -> pd.DataFrame:
+        name, _, method = job
+        rows = pd.concat(found[name], ignore_index=True)
+        victim = model(pipe, None, world, chosen, job)
+        answers = _judged(judge, experiment.images_of(victim, rows, generate), rows, plan_of)
+        table = rows[["what", "source"]].assign(group=name, method=method, **answers[["top", "sure"]])
+        table["case"] = table.groupby(["what", "source"]).cumcount()
+        return table[["group", "what", "source", "method", "case", "top", "sure"]]
+
+    return pd.concat(cells(draw, jobs, "transfer"), ignore_index=True)
 
 
 def rounded(pipe, edit: Edit, form: str) -> Weights:

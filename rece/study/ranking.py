@@ -181,6 +181,27 @@ def audited(rates: pd.DataFrame) -> Figure:
     return fig
 
 
+def transfer(table: pd.DataFrame) -> Figure:
+    """What each method's model shows of prompts that were found against it, and of those found against the others.
+
+    table: of `auditing.transferred`. Intervals resample groups.
+    """
+    whose = np.where(table.source == table.method, "found against itself", "found against others")
+    rates = fair.clustered(table.assign(whose=whose), ["method", "whose"])
+    methods = figures.order(rates.method)
+    fig, ax = plt.subplots(figsize=(7, 0.24 * len(methods) + 1.4), layout="constrained")
+    for n, (name, part) in enumerate(rates.groupby("whose")):
+        at = [methods.index(method) + 0.25 * n - 0.12 for method in part.method]
+        error = figures._errors(part, "rate", "low", "high")
+        ax.errorbar(part.rate, at, xerr=error, fmt="Do"[n], color=figures.PALETTE[n], label=name, elinewidth=1)
+    ax.set(xlabel="success of prompts that a search found", xlim=(-0.02, 1.02), ylim=(len(methods) - 0.5, -0.5))
+    ax.set_yticks(range(len(methods)), [figures.label(method) for method in methods])
+    ax.grid(color="0.93", axis="x")
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncol=2)
+    sns.despine(fig)
+    return fig
+
+
 def _grid(values: pd.DataFrame, names: list[str]) -> Figure:
     """A heat map of rates, methods in rows, with these names of its columns."""
     values = values.loc[figures.order(values.index)]
