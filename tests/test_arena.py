@@ -212,3 +212,15 @@ def test_gathering_takes_the_same_groups_of_all(tmp_path, monkeypatch):
         edits.to_csv(there / ("erasers.csv" if folder.startswith("fair") else "edits.csv"))
     found, costs = ranking.gathered("results", ["esd_x"], ["object"])
     assert set(found.group) == {"dog"} and set(costs.group) == {"dog"}
+
+
+def test_transfer_sets_prompts_found_against_a_method_beside_those_found_against_others():
+    rows = [
+        {"group": group, "what": "p4d_k", "source": source, "method": method, "case": 0, "top": 1, "sure": sure}
+        for group in ("dog", "church")
+        for source, method, sure in [("uce", "uce", 1), ("uce", "rece", 0), ("rece", "rece", 1), ("rece", "uce", 1)]
+    ]
+    (ax,) = ranking.transfer(pd.DataFrame(rows)).axes
+    marks = {box.get_label(): list(box[0].get_xdata()) for box in ax.containers}
+    assert marks == {"found against itself": [1.0, 1.0], "found against others": [1.0, 0.0]}
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["UCE", "RECE"]

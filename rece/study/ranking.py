@@ -20,15 +20,15 @@ AUDITS = {
     "image_to_image": "image to image",
     "inpainting": "inpainting",
     "completion": "completion",
-    "noise": "noise,",
-    "composition": "composition of",
+    "noise": "noise",
+    "composition": "other prompts composed",
     "tina": "TINA, updates",
     "query": "query, pictures",
     "adapter": "adapter, updates",
-    "readers": "relearnt K, V:",
-    "unet": "relearnt UNet:",
-    "lora": "relearnt LoRA:",
-    "unrelated": "trained on others:",
+    "readers": "relearnt K, V",
+    "unet": "relearnt UNet",
+    "lora": "relearnt LoRA",
+    "unrelated": "K, V trained on others",
 }
 
 
@@ -174,7 +174,7 @@ def audited(rates: pd.DataFrame) -> Figure:
     """Methods by audits and how much each was given: rates over all groups; columns method, what, level, rate."""
     columns = list(dict.fromkeys(zip(rates.what, rates["level"], strict=True)))
     values = rates.pivot_table(index="method", columns=["what", "level"], values="rate")[columns]
-    fig = _grid(values, [f"{AUDITS.get(what, what)} {level}" for what, level in columns])
+    fig = _grid(values, [f"{AUDITS.get(what, figures.label(what))}: {level}" for what, level in columns])
     for n in range(1, len(columns)):
         if columns[n][0] != columns[n - 1][0]:
             fig.axes[0].axvline(n, color="white", lw=4)
