@@ -221,6 +221,8 @@ def test_transfer_sets_prompts_found_against_a_method_beside_those_found_against
         for source, method, sure in [("uce", "uce", 1), ("uce", "rece", 0), ("rece", "rece", 1), ("rece", "uce", 1)]
     ]
     (ax,) = ranking.transfer(pd.DataFrame(rows)).axes
-    marks = {box.get_label(): list(box[0].get_xdata()) for box in ax.containers}
+    marks = {
+        box.get_label(): [x for _, x in sorted(zip(*box[0].get_data()[::-1], strict=True))] for box in ax.containers
+    }
     assert marks == {"found against itself": [1.0, 1.0], "found against others": [1.0, 0.0]}
     assert [text.get_text() for text in ax.get_yticklabels()] == ["UCE", "RECE"]
