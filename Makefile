@@ -83,8 +83,8 @@ format: setup  ## fix what lint can fix, and strip the stage notebooks
 # comments.
 THAW := trap 'mv dvc.yaml.frozen dvc.yaml' EXIT; sed -i.frozen '/^ *frozen: true/d' dvc.yaml
 
-fair: setup  ## rerun the fair study, whose results are in git (an hour and a half on two cores with bfloat16)
-	@$(THAW); dvc repro choose fair
+fair: setup  ## rerun the fair study and its limits, also in git (an hour and three quarters on two cores with bfloat16)
+	@$(THAW); dvc repro choose fair limits
 
 arena: setup  ## rerun the field's methods beside it, also in git (under two hours on two cores); METHOD=esd_x reruns one
 	@$(THAW); dvc repro --single-item $(if $(METHOD),rival@$(METHOD),rival) && dvc repro --single-item arena
