@@ -1,0 +1,80 @@
+"""The lessons' figures: rows of pictures, bars and curves with intervals, and what was predicted as open circles."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+
+from rece.course import Asked
+from rece.study import figures
+
+MARKS = "osD^vP"
+PREDICTED = {"marker": "o", "mfc": "none", "mec": "black", "ms": 10, "mew": 1.5, "ls": "none", "zorder": 5}
+
+
+def rows(asked: Mapping[str, Asked], alt: str, n: int = 5) -> None:
+    """Show the first n pictures of each, a row each, with its count. A frame: the judge sees what was asked for."""
+    images = {f"{label}: {one.k} of {one.n}": one.images[:n] for label, one in asked.items()}
+    hits = {f"{label}: {one.k} of {one.n}": one.hits[:n] for label, one in asked.items()}
+    figures.show(figures.rows(images, hits), alt)
+
+
+def bars(
+    asked: Mapping[str, Asked], alt: str, predicted: Mapping[str, float | None] | None = None, **labels: str
+) -> None:
+    """Show the rate of each with its interval. predicted: by the same names. labels: of the axes, see `Axes.set`."""
+    names = list(asked)
+    fig, ax = plt.subplots(figsize=(7, 0.42 * len(names) + 1.1), layout="constrained")
+    ax.errorbar([one.rate for one in asked.values()], range(len(names)), xerr=_reach(asked.values()), fmt="s", ms=7)
+    for name, value in _known(predicted).items():
+        ax.plot(value, names.index(name), **PREDICTED)
+    ax.set(xlim=(-0.04, 1.04), ylim=(len(names) - 0.5, -0.5), xlabel="share that the judge recognises")
+    ax.set(**labels)
+    ax.set_yticks(range(len(names)), [f"{name} ({one.k} of {one.n})" for name, one in asked.items()])
+    _finish(fig, ax, alt, predicted)
+
+
+def curves(
+    x: Sequence[float],
+    asked: Mapping[str, Sequence[Asked]],
+    alt: str,
+    predicted: Mapping[float, float | None] | None = None,
+    log: bool = False,
+    **labels: str,
+) -> None:
+    """Show rates with their intervals along x, a line per name. predicted: by x. log: the scale of x."""
+    fig, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    for n, (name, some) in enumerate(asked.items()):
+        shift = np.asarray(x, float) * 1.03**n if log else np.asarray(x) + 0.04 * n
+        style = {"color": figures.PALETTE[n], "marker": MARKS[n], "capsize": 2}
+        ax.errorbar(shift, [one.rate for one in some], yerr=_reach(some), label=name, **style)
+    for at, value in _known(predicted).items():
+        ax.plot(at, value, **PREDICTED)
+    ax.set(xscale="log" if log else "linear", ylim=(-0.04, 1.04), ylabel="share that the judge recognises")
+    ax.set(**labels)
+    if not log:
+        ax.set_xticks(x)
+    _finish(fig, ax, alt, predicted)
+
+
+def _reach(some) -> np.ndarray:
+    """How far intervals reach below and above their rates, (2, n)."""
+    return np.array([(one.rate - one.interval[0], one.interval[1] - one.rate) for one in some]).T
+
+
+def _known(predicted: Mapping | None) -> dict:
+    """The predictions that were made."""
+    return {at: value for at, value in (predicted or {}).items() if value is not None}
+
+
+def _finish(fig, ax: Axes, alt: str, predicted) -> None:
+    if _known(predicted):
+        ax.plot([], [], label="your prediction", **PREDICTED)
+    if ax.get_legend_handles_labels()[1]:
+        ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
+    ax.grid(color="0.93")
+    ax.set_axisbelow(True)
+    sns.despine(fig)
+    figures.show(fig, alt)
