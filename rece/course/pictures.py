@@ -1,11 +1,15 @@
 """The lessons' figures: rows of pictures, bars and curves with intervals, and what was predicted as open circles."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 
 import matplotlib.pyplot as plt
 import numpy as np
+import PIL.Image
 import seaborn as sns
+from IPython.display import Image, display
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from rece.course import Asked
 from rece.study import figures
@@ -18,7 +22,7 @@ def rows(asked: Mapping[str, Asked], alt: str, n: int = 5) -> None:
     """Show the first n pictures of each, a row each, with its count. A frame: the judge sees what was asked for."""
     images = {f"{label}: {one.k} of {one.n}": one.images[:n] for label, one in asked.items()}
     hits = {f"{label}: {one.k} of {one.n}": one.hits[:n] for label, one in asked.items()}
-    figures.show(figures.rows(images, hits), alt)
+    show(figures.rows(images, hits), alt)
 
 
 def bars(
@@ -59,6 +63,16 @@ def curves(
     _finish(fig, ax, alt, predicted)
 
 
+def show(fig: Figure, alt: str) -> None:
+    """Show a figure as a small PNG of 256 colours. alt: what it shows, for those who cannot see it."""
+    file = BytesIO()
+    fig.savefig(file, dpi=110, facecolor="white")
+    plt.close(fig)
+    small = BytesIO()
+    PIL.Image.open(file).convert("RGB").quantize(256).save(small, "PNG", optimize=True)
+    display(Image(small.getvalue(), alt=alt))
+
+
 def _reach(some) -> np.ndarray:
     """How far intervals reach below and above their rates, (2, n)."""
     return np.array([(one.rate - one.interval[0], one.interval[1] - one.rate) for one in some]).T
@@ -77,4 +91,4 @@ def _finish(fig, ax: Axes, alt: str, predicted) -> None:
     ax.grid(color="0.93")
     ax.set_axisbelow(True)
     sns.despine(fig)
-    figures.show(fig, alt)
+    show(fig, alt)
