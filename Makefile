@@ -31,7 +31,7 @@ setup: .venv/.installed  ## create .venv and install everything, pinned
 .venv/.installed: pyproject.toml
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@echo 'Installing into .venv, about two minutes:'
-	@set -o pipefail; python -m pip install --disable-pip-version-check --progress-bar off --editable '.[study,dev,data,cluster]' \
+	@set -o pipefail; python -m pip install --disable-pip-version-check --progress-bar off --editable '.[study,course,dev,data,cluster]' \
 	    | sed -un 's/^Collecting \([^ ]*\).*/  \1/p; /^Installing collected/s/:.*/ …/p'
 	@# Kernels otherwise warn about TCP at every start of a stage.
 	@mkdir -p .venv/etc/ipython

@@ -1,11 +1,14 @@
 """The course: its laboratory, its checks with right and wrong answers, and the files that students get."""
 
+import json
 import re
 from importlib import import_module
 from pkgutil import iter_modules
 
 import answers
 import pytest
+
+from rece.course import doctor, student
 
 LESSONS = [import_module(f"answers.{module.name}") for module in iter_modules(answers.__path__)]
 RIGHT = {name: answer for lesson in LESSONS for name, answer in lesson.RIGHT.items()}
@@ -38,3 +41,57 @@ def test_a_wrong_answer_is_refused_and_told_why(name, n):
 
 def test_every_check_has_three_wrong_answers_at_least():
     assert set(WRONG) == set(RIGHT) and all(len(some) >= 3 for some in WRONG.values())
+
+
+def test_solutions_are_taken_out_and_nothing_else():
+    cell = "def f(x):\n    ### BEGIN SOLUTION\n    y = x\n    return y\n    ### END SOLUTION\n\n\ncheck.f(f)"
+    assert student.without_solutions(cell) == "def f(x):\n    ...  # your turn\n\n\ncheck.f(f)"
+    cell = "### BEGIN SOLUTION\na = 1\nb = {2: 3}\n### END SOLUTION\nuse(a, b)"
+    assert student.without_solutions(cell) == "a = ...  # your turn\nb = ...  # your turn\nuse(a, b)"
+    assert student.without_solutions("x = 1\ny = 2") == "x = 1\ny = 2"
+
+
+@pytest.mark.parametrize("cell", [student.BEGIN, student.END, f"{student.BEGIN}\n{student.BEGIN}\n{student.END}"])
+def test_marks_without_a_partner_are_refused_with_the_cell(cell):
+    lesson = {"cells": [{"cell_type": "code", "metadata": {}, "source": [cell], "outputs": []}]}
+    with pytest.raises(ValueError, match="cell 0: .* has no partner"):
+        student.notebook(lesson)
+
+
+@pytest.mark.parametrize("lesson", student.lessons(), ids=lambda path: path.stem)
+def test_a_students_file_holds_no_solution_and_no_output(lesson):
+    source = json.loads(lesson.read_text())
+    given = student.notebook(source)
+    text = json.dumps(given, ensure_ascii=False)
+    assert "SOLUTION" in json.dumps(source) and "SOLUTION" not in text and student.TURN in text
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in given["cells"])
+    assert len(given["cells"]) == len([c for c in source["cells"] if "lecturer" not in c["metadata"].get("tags", [])])
+
+
+@pytest.mark.parametrize("lesson", student.lessons(), ids=lambda path: path.stem)
+def test_a_lesson_is_as_long_as_a_lesson_may_be_and_every_check_is_right(lesson):
+    cells = json.loads(lesson.read_text())["cells"]
+    words = sum(len("".join(cell["source"]).split()) for cell in cells if cell["cell_type"] == "markdown")
+    assert len(cells) <= 25 and words <= 1200 and lesson.stat().st_size < 300_000
+    checks = [cell for cell in cells if "".join(cell["source"]).splitlines()[-1].startswith("check.")]
+    assert 2 <= len(checks) <= 3
+    for cell in checks:
+        (output,) = cell["outputs"]
+        assert "".join(output["data"]["text/plain"]).startswith("✓")
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert not any(
+        output["output_type"] in ("error", "stream") and output.get("name") != "stdout" for output in outputs
+    )
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert pictures and all(len(output["metadata"]["image/png"]["alt"]) > 20 for output in pictures)
+
+
+def test_the_doctor_draws_and_judges(capsys):
+    assert doctor.doctor()
+    assert "✓ ready: church: 10 of 10" in capsys.readouterr().out
+
+
+def test_the_doctor_says_what_is_missing(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "NEEDED", ("torch", "no-such-package"))
+    assert not doctor.doctor()
+    assert "no-such-package: not installed; run `make setup`" in capsys.readouterr().out

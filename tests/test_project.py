@@ -36,8 +36,11 @@ def test_conda_environment_installs_the_pins_of_pyproject():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
-    assert pip == ["-e .[study,dev,data,cluster]"] and "'.[study,dev,data,cluster]'" in (ROOT / "Makefile").read_text()
-    assert set(PROJECT["optional-dependencies"]) == {"study", "dev", "data", "cluster", "scores"}
+    assert (
+        pip == ["-e .[study,course,dev,data,cluster]"]
+        and "'.[study,course,dev,data,cluster]'" in (ROOT / "Makefile").read_text()
+    )
+    assert set(PROJECT["optional-dependencies"]) == {"study", "course", "dev", "data", "cluster", "scores"}
     assert PROJECT["requires-python"] == ">=" + conda[0].removeprefix("python=")
     assert set(conda[1:]) == {"pip", "nodejs"}
 
