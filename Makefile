@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 export DIFFUSERS_VERBOSITY := error
 export TRANSFORMERS_VERBOSITY := error
-demo repro fair arena data paper bench lab: export PYTHONWARNINGS := ignore
+demo repro fair arena project data paper bench lab: export PYTHONWARNINGS := ignore
 # Idle threads sleep: on a busy machine spinning ones make the small model ten times slower.
 export OMP_WAIT_POLICY ?= passive
 paper: export HF_HUB_OFFLINE := 0
@@ -20,7 +20,7 @@ TWO := $(patsubst %,notebooks/%.ipynb,choose fair limits compare rival arena aud
 READING := $(patsubst %,notebooks/%.ipynb,closed_form red_team guarded)
 NBVAL := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-kernel-startup-timeout 120
 
-.PHONY: help setup demo repro fair arena paper test bench lab lint format data clean
+.PHONY: help setup demo repro fair arena project paper test bench lab lint format data clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -88,6 +88,9 @@ fair: setup  ## rerun the fair study and its limits, also in git (an hour and th
 
 arena: setup  ## rerun the field's methods beside it, also in git (under two hours on two cores); METHOD=esd_x reruns one
 	@$(THAW); dvc repro --single-item $(if $(METHOD),rival@$(METHOD),rival) && dvc repro --single-item arena
+
+project: setup  ## measure the method and the attack in notebooks/course/mine beside ours (a minute); CONCEPT=horse
+	@python -m rece.course project --concept $(or $(CONCEPT),church)
 
 data: setup  ## rebuild the embedded model from its images (hours; needs npm)
 	@$(THAW); dvc repro pretrain judge control

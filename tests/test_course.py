@@ -8,7 +8,7 @@ from pkgutil import iter_modules
 import answers
 import pytest
 
-from rece.course import doctor, student
+from rece.course import doctor, project, student
 
 LESSONS = [import_module(f"answers.{module.name}") for module in iter_modules(answers.__path__)]
 RIGHT = {name: answer for lesson in LESSONS for name, answer in lesson.RIGHT.items()}
@@ -95,3 +95,32 @@ def test_the_doctor_says_what_is_missing(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "NEEDED", ("torch", "no-such-package"))
     assert not doctor.doctor()
     assert "no-such-package: not installed; run `make setup`" in capsys.readouterr().out
+
+
+def test_a_project_is_measured_beside_ours():
+    table = project.run(search=False)
+    assert list(table) == project.COLUMNS and set(table.model) == {"original", *project.BESIDE, project.MINE}
+    by = table.set_index(["model", "what"]).rate
+    assert by["original", "plain"] == 1 and by[project.MINE, "plain"] < 0.5 < by[project.MINE, "closed_form"]
+    assert by["original", project.MY_ATTACK] >= 0.5 and by[project.MINE, "neighbour"] > 0.5
+    assert ("original", "closed_form") not in by
+    (ax,) = project.picture(table).axes
+    assert [text.get_text().split(":")[0] for text in ax.get_legend().get_texts()] == [
+        "UCE",
+        "RECE",
+        "guarded",
+        "yours",
+    ]
+
+
+@pytest.mark.parametrize(
+    "given, error, why",
+    [
+        ({"folder": "notebooks"}, FileNotFoundError, "folder: there is no .*method.py: copy it"),
+        ({"concept": "nudity"}, ValueError, "concept must be an object"),
+    ],
+)
+def test_a_project_that_cannot_be_measured_is_refused_at_once(given, error, why, monkeypatch):
+    monkeypatch.setattr(project.config, "load", lambda *_: pytest.fail("nothing is loaded"))
+    with pytest.raises(error, match=why):
+        project.run(**given)

@@ -1,4 +1,4 @@
-"""`python -m rece.course student` writes the student's files, `python -m rece.course doctor` looks at this machine."""
+"""The course's commands: `python -m rece.course student`, `doctor` and `project`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +23,19 @@ def doctor():
     from rece.course.doctor import doctor
 
     raise typer.Exit(0 if doctor() else 1)
+
+
+@app.command()
+def project(
+    folder: Annotated[Path, typer.Argument(help="with method.py and attack.py")] = Path("notebooks/course/mine"),
+    concept: Annotated[str, typer.Option(help="an object; choose your numbers on horse")] = "church",
+):
+    """Measure a method and an attack of your own beside ours. The two files are run."""
+    from rece import loading
+    from rece.course.project import report
+
+    loading.quiet()
+    print(report(folder, concept))
 
 
 if __name__ == "__main__":
