@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 export DIFFUSERS_VERBOSITY := error
 export TRANSFORMERS_VERBOSITY := error
-demo repro fair arena project data paper bench lab: export PYTHONWARNINGS := ignore
+demo repro fair arena site project data paper bench lab: export PYTHONWARNINGS := ignore
 # Idle threads sleep: on a busy machine spinning ones make the small model ten times slower.
 export OMP_WAIT_POLICY ?= passive
 paper: export HF_HUB_OFFLINE := 0
@@ -17,10 +17,10 @@ paper: export PYTHONDONTWRITEBYTECODE := 1
 # Two chains: in each, with default parameters, a notebook reads what those before it wrote. Those of READING need no other.
 ONE := $(patsubst %,notebooks/%.ipynb,dataset pretrain judge control erase attack evaluate sweep plot paper)
 TWO := $(patsubst %,notebooks/%.ipynb,choose fair limits compare rival arena audits)
-READING := $(patsubst %,notebooks/%.ipynb,closed_form red_team guarded)
+COURSE := $(wildcard notebooks/course/*.ipynb)
 NBVAL := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-kernel-startup-timeout 120
 
-.PHONY: help setup demo repro fair arena project paper test bench lab lint format data clean
+.PHONY: help setup demo repro fair arena site project paper test bench lab lint format data clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -57,8 +57,8 @@ paper: setup  ## a table of the paper on a GPU: TABLE=nudity, unsafe, 'artist-*'
 test: setup  ## run the tests, then every notebook with its default parameters
 	@pytest --numprocesses logical --maxprocesses 4 --dist loadscope
 	@# Both chains at once, and with each as many notebooks to read as make them equally long.
-	@trap 'kill $$!' INT; $(NBVAL) $(TWO) $(filter-out %/red_team.ipynb,$(READING)) > .nbval.log 2>&1 & \
-	    $(NBVAL) $(ONE) $(filter %/red_team.ipynb,$(READING)); one=$$?; wait $$!; two=$$?; cat .nbval.log; exit $$((one + two))
+	@trap 'kill $$!' INT; $(NBVAL) $(TWO) notebooks/guarded.ipynb > .nbval.log 2>&1 & \
+	    $(NBVAL) $(ONE) $(COURSE); one=$$?; wait $$!; two=$$?; cat .nbval.log; exit $$((one + two))
 
 bench: setup  ## time solver, certificate and attacks against their literal forms; count the paper's work
 	@python tests/bench/edit.py
@@ -88,6 +88,10 @@ fair: setup  ## rerun the fair study and its limits, also in git (an hour and th
 
 arena: setup  ## rerun the field's methods beside it, also in git (under two hours on two cores); METHOD=esd_x reruns one
 	@$(THAW); dvc repro --single-item $(if $(METHOD),rival@$(METHOD),rival) && dvc repro --single-item arena
+
+site: setup  ## build the site into .cache/site/html: the course, the study, the library
+	@python -m pip install --disable-pip-version-check --quiet --editable '.[site]'
+	@python notebooks/site/build.py
 
 project: setup  ## measure the method and the attack in notebooks/course/mine beside ours (a minute); CONCEPT=horse
 	@python -m rece.course project --concept $(or $(CONCEPT),church)

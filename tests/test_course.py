@@ -1,14 +1,20 @@
 """The course: its laboratory, its checks with right and wrong answers, and the files that students get."""
 
+import ast
 import json
 import re
 from importlib import import_module
 from pkgutil import iter_modules
 
 import answers
+import numpy as np
+import pandas as pd
 import pytest
 
+from rece import attacks, course
 from rece.course import doctor, project, student
+from rece.course.checks import Verdict
+from rece.study import relearning
 
 LESSONS = [import_module(f"answers.{module.name}") for module in iter_modules(answers.__path__)]
 RIGHT = {name: answer for lesson in LESSONS for name, answer in lesson.RIGHT.items()}
@@ -124,3 +130,34 @@ def test_a_project_that_cannot_be_measured_is_refused_at_once(given, error, why,
     monkeypatch.setattr(project.config, "load", lambda *_: pytest.fail("nothing is loaded"))
     with pytest.raises(error, match=why):
         project.run(**given)
+
+
+@pytest.mark.parametrize("lesson", student.lessons(), ids=lambda path: path.stem)
+def test_a_students_file_runs_to_its_end_though_nothing_is_answered(lesson, monkeypatch):
+    """Every cell, in order, with grey pictures and attacks that search nothing: what is drawn has no part in it."""
+
+    def grey(pipe, prompts=None, seeds=(), **_):
+        return np.full((len(seeds), 64, 64, 3), 128, np.uint8)
+
+    def found(name, victim, prompts, seeds, **_):
+        return attacks.Attempts(prompts, seeds, attack=name)
+
+    rows = [
+        {"model": model, "what": what, "n": 10, "successes": 5, "rate": 0.5, "low": 0.2, "high": 0.8}
+        for model in ("original", *project.BESIDE, project.MINE)
+        for what in ("plain", "neighbour")
+    ]
+    monkeypatch.setattr(course, "generate", grey)
+    monkeypatch.setattr(attacks, "run", found)
+    monkeypatch.setattr(relearning, "relearn", lambda *given, **_: iter(given[4]))
+    monkeypatch.setattr(project, "run", lambda **_: pd.DataFrame(rows))
+    monkeypatch.chdir(lesson.parent)
+    names, verdicts = {}, []
+    for cell in student.notebook(json.loads(lesson.read_text()))["cells"]:
+        if cell["cell_type"] == "code":
+            body = ast.parse("".join(cell["source"]))
+            last = body.body.pop() if isinstance(body.body[-1], ast.Expr) else None
+            exec(compile(body, lesson.name, "exec"), names)
+            value = last and eval(compile(ast.Expression(last.value), lesson.name, "eval"), names)
+            verdicts += [value] if isinstance(value, Verdict) else []
+    assert 2 <= len(verdicts) <= 3 and all(verdict.right is None for verdict in verdicts)

@@ -40,7 +40,16 @@ def test_conda_environment_installs_the_pins_of_pyproject():
         pip == ["-e .[study,course,dev,data,cluster]"]
         and "'.[study,course,dev,data,cluster]'" in (ROOT / "Makefile").read_text()
     )
-    assert set(PROJECT["optional-dependencies"]) == {"study", "course", "dev", "data", "cluster", "scores"}
+    assert set(PROJECT["optional-dependencies"]) == {
+        "study",
+        "course",
+        "dev",
+        "data",
+        "cluster",
+        "scores",
+        "site",
+        "browser",
+    }
     assert PROJECT["requires-python"] == ">=" + conda[0].removeprefix("python=")
     assert set(conda[1:]) == {"pip", "nodejs"}
 

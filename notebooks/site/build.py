@@ -1,0 +1,144 @@
+"""`make site`: stage the pages, the lessons and what was measured, and build them with Sphinx, warnings as errors."""
+
+import inspect
+import json
+import re
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import yaml
+
+import rece
+from rece import attacks, audits, methods
+from rece.study import figures
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+STAGE, OUT = ROOT / ".cache/site/source", ROOT / ".cache/site/html"
+SHOWN = (".png", ".csv", ".json", ".jsonl", ".safetensors")  # files that pages link to
+API = {
+    "rece": rece.HOMES,
+    "rece.solver": ["edit_map", "derive", "gram", "compress", "guard_map", "discriminant", "factor"],
+    "rece.erasing": ["maps"],
+    "rece.methods": ["run"],
+    "rece.attacks": ["run", "Attempts"],
+    "rece.audits": ["run"],
+    "rece.images": ["generate", "draw"],
+    "rece.loading": ["load"],
+}
+
+
+def page(path: Path) -> str:
+    """A Markdown page with links that work on the site: files go along, code is named."""
+
+    def link(found: re.Match) -> str:
+        picture, text, target = found.groups()
+        there = (path.parent / target).resolve()
+        if there.suffix in SHOWN and there.is_file():
+            name = there.relative_to(ROOT)
+            (STAGE / "files" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(there, STAGE / "files" / name)
+            return f"{picture}[{text}](files/{name})"
+        if there.parent == HERE:
+            return found.group()
+        return text
+
+    return re.sub(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)]+)\)", link, path.read_text(encoding="utf-8"))
+
+
+def lesson(path: Path) -> str:
+    """A notebook of the course, with what its pictures show beside them and its solutions folded."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in (cell for cell in notebook["cells"] if cell["cell_type"] == "code"):
+        source = "".join(cell["source"])
+        if "### BEGIN SOLUTION" in source:
+            cell["metadata"].setdefault("tags", []).append("hide-input")
+            source = re.sub(r"^ *### (BEGIN|END) SOLUTION\n", "", source, flags=re.M)
+            cell["source"] = source.splitlines(True)
+        for output in cell["outputs"]:
+            alt = output.get("metadata", {}).get("image/png", {}).get("alt")
+            if alt:
+                cell["metadata"]["mystnb"] = {"image": {"alt": alt}}
+    return json.dumps(notebook, ensure_ascii=False)
+
+
+def pictures() -> str:
+    """The page of every figure with its data and its command."""
+    parts = ["# Every figure, with its data and its command\n"]
+    for row in yaml.safe_load((HERE / "pictures.yaml").read_text(encoding="utf-8")):
+        for name in (row["file"], row["data"]):
+            (STAGE / "files" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, STAGE / "files" / name)
+        parts.append(
+            f"## {row['shows']}\n\n![{row['shows']}](files/{row['file']})\n\n"
+            f"Data: [`{row['data']}`](files/{row['data']}). Drawn by `{row['command']}`.\n"
+        )
+    return "\n".join(parts)
+
+
+def cards() -> str:
+    """The page of methods, attacks and audits: what each file says of itself."""
+    parts = ["# Methods, attacks and audits\n", "Each is one file. This page is made from their first lines.\n"]
+    for package, title in ((methods, "Methods"), (attacks, "Attacks"), (audits, "Audits")):
+        parts.append(f"## {title}\n")
+        for name in package.names():
+            module = import_module(f"{package.__name__}.{name}")
+            about = inspect.getdoc(module).replace("<", "&lt;").replace("*", "\\*")
+            holds = {attacks: "ACCESS", audits: "HOLDS"}.get(package)
+            held = f" · the attacker holds: {getattr(module, holds)}" if holds else ""
+            where = f"`{package.__name__.replace('.', '/')}/{name}.py`{held}"
+            parts.append(f"### {figures.label(name)}\n\n{where}\n\n{about}\n")
+    return "\n".join(parts)
+
+
+def docstring(of) -> str:
+    """A docstring in a block whose lines the browser wraps: a line that was full goes on in the next."""
+    lines = []
+    for line in (inspect.getdoc(of) or "").splitlines():
+        if lines and len(lines[-1].rsplit("\n")[-1]) > 85 and line and not line.startswith(" "):
+            lines[-1] += f" {line}"
+        else:
+            lines.append(line)
+    return "```text\n" + "\n".join(lines) + "\n```\n"
+
+
+def api() -> str:
+    """The page of public names, with their docstrings as they are."""
+    parts = ["# The library\n"]
+    for module, names in API.items():
+        parts.append(f"## {module}\n")
+        for name in names:
+            found = getattr(import_module(module), name)
+            parts.append(f"### {name}\n\n```python\n{name}{inspect.signature(found)}\n```\n")
+            parts.append(docstring(found))
+            own = [(n, one) for n, one in vars(found).items() if callable(one) and not n.startswith("_")] if (
+                inspect.isclass(found)) else []  # fmt: skip
+            for method, one in own:
+                parts.append(f"#### {name}.{method}\n\n{docstring(one)}")
+    return "\n".join(parts)
+
+
+def stage() -> None:
+    """Fill the folder that Sphinx reads."""
+    shutil.rmtree(STAGE, ignore_errors=True)
+    (STAGE / "_static").mkdir(parents=True)
+    shutil.copy(HERE / "conf.py", STAGE)
+    shutil.copy(HERE / "site.css", STAGE / "_static")
+    for path in HERE.glob("*.md"):
+        (STAGE / path.name).write_text(page(path), encoding="utf-8")
+    for name, made in {"pictures": pictures, "cards": cards, "api": api}.items():
+        (STAGE / f"{name}.md").write_text(made(), encoding="utf-8")
+    (STAGE / "course").mkdir()
+    for path in (ROOT / "notebooks/course").glob("*.ipynb"):
+        (STAGE / "course" / path.name).write_text(lesson(path), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    stage()
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", STAGE, OUT]
+    failed = subprocess.run(command).returncode
+    print(f"{'failed' if failed else 'built'}: {OUT / 'index.html'}")
+    sys.exit(failed)
