@@ -31,7 +31,7 @@ setup: .venv/.installed  ## create .venv and install everything, pinned
 .venv/.installed: pyproject.toml
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@echo 'Installing into .venv, about two minutes:'
-	@set -o pipefail; python -m pip install --disable-pip-version-check --progress-bar off --editable '.[study,course,dev,data,cluster]' \
+	@set -o pipefail; python -m pip install --disable-pip-version-check --progress-bar off --editable '.[study,course,dev,data,cluster,site,browser]' \
 	    | sed -un 's/^Collecting \([^ ]*\).*/  \1/p; /^Installing collected/s/:.*/ …/p'
 	@# Kernels otherwise warn about TCP at every start of a stage.
 	@mkdir -p .venv/etc/ipython
@@ -90,7 +90,6 @@ arena: setup  ## rerun the field's methods beside it, also in git (under two hou
 	@$(THAW); dvc repro --single-item $(if $(METHOD),rival@$(METHOD),rival) && dvc repro --single-item arena
 
 site: setup  ## build the site into .cache/site/html: the course, the study, the library
-	@python -m pip install --disable-pip-version-check --quiet --editable '.[site]'
 	@python notebooks/site/build.py
 
 project: setup  ## measure the method and the attack in notebooks/course/mine beside ours (a minute); CONCEPT=horse

@@ -37,8 +37,8 @@ def test_conda_environment_installs_the_pins_of_pyproject():
     conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     assert (
-        pip == ["-e .[study,course,dev,data,cluster]"]
-        and "'.[study,course,dev,data,cluster]'" in (ROOT / "Makefile").read_text()
+        pip == ["-e .[study,course,dev,data,cluster,site,browser]"]
+        and "'.[study,course,dev,data,cluster,site,browser]'" in (ROOT / "Makefile").read_text()
     )
     assert set(PROJECT["optional-dependencies"]) == {
         "study",
