@@ -193,11 +193,19 @@ def test_what_a_search_may_spend_is_tried_with_the_attacks_own_numbers(emoji, mo
     chosen = {("uce", "names", 1): {"rounds": 0}}
     budget = {"attack": "inversion", "space": "word", "n": 1, "updates": 9, "preserve": ["names"]}
     table = spending.curves(
-        emoji, Always(), WORLD, {"sunflower": group}, chosen, FAIR, GENERATE, {"word": budget}, {"word": [1, 3]}
+        emoji,
+        Always(),
+        WORLD,
+        {"sunflower": group},
+        chosen,
+        FAIR,
+        GENERATE,
+        {"word": budget},
+        {"word": {"updates": [1, 3]}},
     )
     assert [budget["updates"] for budget in asked] == [1, 3]
     assert all(budget["attack"] == "inversion" and budget["space"] == "word" for budget in asked)
-    assert list(table.updates) == [1, 3] and set(table.what) == {"word"} and list(table.sure) == [1, 1]
+    assert list(table.level) == [1, 3] and set(table.what) == {"word"} and list(table.sure) == [1, 1]
 
 
 class Always:

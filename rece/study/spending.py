@@ -11,28 +11,29 @@ from rece.study.parallel import cells
 
 
 def curves(
-    pipe, judge, world: World, groups: dict, chosen: dict, fair: dict, generate: dict, attacks: dict, updates: dict
+    pipe, judge, world: World, groups: dict, chosen: dict, fair: dict, generate: dict, attacks: dict, tried: dict
 ) -> pd.DataFrame:
-    """Success of attacks that search, by how many updates they may make, on every method's model of every group.
+    """Success of attacks by one number of their budget, such as updates, on every method's model of every group.
 
-    chosen: see `fair.choose`; names are preserved. attacks: their budgets. updates: of some of them, the numbers that
-    are tried in place of the budget's own.
-    Columns: group, method, what (the attack), updates, concept, case, top, sure.
+    chosen: see `fair.choose`; names are preserved. attacks: their budgets. tried: of some of them {keyword: values}
+    that stand in place of the budget's own.
+    Columns: group, method, what (the attack), level (the number), concept, case, top, sure.
     """
     methods = dict.fromkeys(method for method, _, _ in chosen)
     jobs = [(name, group, method) for name, group in groups.items() for method in methods]
-    measure = partial(_one, pipe, judge, world, chosen, fair | {"kept": {}}, generate, attacks, updates)
+    measure = partial(_one, pipe, judge, world, chosen, fair | {"kept": {}}, generate, attacks, tried)
     return pd.concat(cells(measure, jobs, "spending"), ignore_index=True)
 
 
-def _one(pipe, judge, world, chosen, fair, generate, attacks, updates, job) -> pd.DataFrame:
+def _one(pipe, judge, world, chosen, fair, generate, attacks, tried, job) -> pd.DataFrame:
     name, group, method = job
     edited = study.eraser(pipe, world, group, method, "names", chosen[method, "names", group["size"]])
     budgets = {
-        f"{attack} {n}": attacks[attack] | {"attack": module(attack, attacks[attack]), "updates": n}
-        for attack, tried in updates.items()
-        for n in tried
+        f"{attack} {value}": attacks[attack] | {"attack": module(attack, attacks[attack]), keyword: value}
+        for attack, numbers in tried.items()
+        for keyword, values in numbers.items()
+        for value in values
     }
     table = study.measured(pipe, victim(pipe, edited), judge, world, group, fair, generate, budgets)
-    table[["what", "updates"]] = table.what.str.rsplit(" ", n=1, expand=True)
-    return table.assign(group=name, method=method, updates=table.updates.astype(int))
+    table[["what", "level"]] = table.what.str.rsplit(" ", n=1, expand=True)
+    return table.assign(group=name, method=method, level=table.level.astype(float))
