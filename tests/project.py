@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,8 @@ def stage_notebooks() -> list[str]:
     return sorted({run.notebook for stage in [*stages(), *stages(PAPER)] for run in stage.runs})
 
 
+HOW = "install Chromium, by apt-get install chromium or the like"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FOLDERS = ("rece/attacks", "rece/judges")  # their modules are found by name
 
 

@@ -9,11 +9,9 @@ import time
 import urllib.request
 
 import pytest
-from project import ROOT
+from playwright import sync_api
+from project import CHROMIUM, HOW, ROOT
 
-HOW = "make setup, then apt-get install chromium, or the same from your system"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-sync_api = pytest.importorskip("playwright.sync_api", reason=f"the explorable was not opened in a browser: {HOW}")
 if CHROMIUM is None:
     pytest.skip(f"the explorable was not opened in a browser: {HOW}", allow_module_level=True)
 

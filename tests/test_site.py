@@ -7,7 +7,8 @@ import sys
 
 import pytest
 import yaml
-from project import ROOT, files
+from playwright import sync_api
+from project import CHROMIUM, HOW, ROOT, files
 
 SITE = ROOT / "notebooks/site"
 PAGES = [
@@ -52,13 +53,35 @@ def test_solutions_are_folded_and_pictures_say_what_they_show():
                 assert len(cell.metadata.mystnb["image"]["alt"]) > 20
 
 
-def test_the_site_is_built_without_a_warning_and_asks_no_other_host():
-    built = subprocess.run([sys.executable, SITE / "build.py"], cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def site():
+    """The folder of the built site."""
+    built = subprocess.run([sys.executable, SITE / "build.py", "--quick"], cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
-    pages = sorted((ROOT / ".cache/site/html").rglob("*.html"))
+    return ROOT / ".cache/site/html"
+
+
+def test_the_site_is_built_without_a_warning_and_asks_no_other_host(site):
+    pages = sorted(site.rglob("*.html"))
     assert len(pages) > 15
     for page in pages:
         text = page.read_text(encoding="utf-8")
         assert not re.findall(r"""(?:src|href)=["']https?://[^"']+\.(?:js|css)""", text), page
         pictures = re.findall(r"<img[^>]*>", text)
-        assert all(re.search(r'alt="[^"]{3,}"', one) for one in pictures), page
+        assert all(re.search(r'alt="[^"]{3,}"', one) for one in pictures if 'id="still"' not in one), page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=f"the site was not opened in a browser: {HOW}")
+def test_what_is_chosen_is_shown(site):
+    errors = []
+    with sync_api.sync_playwright() as browsers:
+        page = browsers.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]).new_page()
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.goto(f"file://{site}/try.html")
+        still, before = page.locator("#still"), page.locator("#still").get_attribute("src")
+        page.get_by_label("attack").select_option("synonym")
+        assert still.get_attribute("src") != before and "synonym" in still.get_attribute("alt")
+        assert page.evaluate("document.getElementById('still').decode().then(() => true)")
+        page.set_viewport_size({"width": 400, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") == 400
+    assert not errors

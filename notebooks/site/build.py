@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 
 import yaml
@@ -121,12 +122,34 @@ def api() -> str:
     return "\n".join(parts)
 
 
-def stage() -> None:
+def stills(quick: bool) -> None:
+    """The pictures of the page `try`, and what each shows. quick: of two states alone."""
+    from rece import course
+    from rece.course import explore
+
+    lab, states, folder = course.open(), [], STAGE / "_static/try"
+    folder.mkdir()
+    methods = {"original": ("original", 0), "UCE": ("UCE", 0), "guarded": ("guarded", 0)}
+    methods |= {f"RECE, {n} rounds": ("RECE", n) for n in (1, 3, 5, 8)}
+    for n, (concept, name, attack) in enumerate(product(("church", "dog"), methods, ("plain", "synonym", "c′"))):
+        if quick and n > 1:
+            break
+        method, rounds = methods[name]
+        result = explore.show(lab, explore.State(concept, method, rounds, attack=attack))
+        (folder / f"{n}.png").write_bytes(explore.picture(result))
+        state = {"concept": concept, "method": name, "attack": attack, "file": f"{n}.png"}
+        states.append(state | {"says": result.says, "code": result.code})
+    (STAGE / "_static/states.js").write_text(f"const STATES = {json.dumps(states)};\n", encoding="utf-8")
+
+
+def stage(quick: bool = False) -> None:
     """Fill the folder that Sphinx reads."""
     shutil.rmtree(STAGE, ignore_errors=True)
     (STAGE / "_static").mkdir(parents=True)
     shutil.copy(HERE / "conf.py", STAGE)
-    shutil.copy(HERE / "site.css", STAGE / "_static")
+    for name in ("site.css", "try.js"):
+        shutil.copy(HERE / name, STAGE / "_static")
+    stills(quick)
     for path in HERE.glob("*.md"):
         (STAGE / path.name).write_text(page(path), encoding="utf-8")
     for name, made in {"pictures": pictures, "cards": cards, "api": api}.items():
@@ -137,7 +160,7 @@ def stage() -> None:
 
 
 if __name__ == "__main__":
-    stage()
+    stage(quick="--quick" in sys.argv)
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", STAGE, OUT]
     failed = subprocess.run(command).returncode
     print(f"{'failed' if failed else 'built'}: {OUT / 'index.html'}")
