@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY ?= passive
 paper: export HF_HUB_OFFLINE := 0
 paper: export PYTHONDONTWRITEBYTECODE := 1
 
-# Two chains: in each, with default parameters, a notebook reads what those before it wrote. Those of READING need no other.
+# Two chains: in each, with default parameters, a notebook reads what those before it wrote. Lessons need no other.
 ONE := $(patsubst %,notebooks/%.ipynb,dataset pretrain judge control erase attack evaluate sweep plot paper)
 TWO := $(patsubst %,notebooks/%.ipynb,choose fair limits compare rival arena audits)
 LONG := notebooks/guarded.ipynb $(wildcard notebooks/course/5_*.ipynb notebooks/course/6_*.ipynb)

@@ -217,7 +217,7 @@ def _grid(values: pd.DataFrame, names: list[str]) -> Figure:
 def cost(table: pd.DataFrame) -> Figure:
     """Success of the strongest attack against the seconds of the edit, in those of UCE, a mark per method."""
     table = table[table.against_uce > 0].reset_index(drop=True)
-    fig, ax = plt.subplots(figsize=(8.5, 4.4))
+    fig, ax = plt.subplots(figsize=(8.5, max(4.4, 0.22 * len(table) + 0.6)))
     for row, style in zip(table.to_dict("records"), _marks(table), strict=True):
         up = figures._errors(pd.DataFrame([row]), "strongest", "strongest_low", "strongest_high")
         ax.errorbar(
