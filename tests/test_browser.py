@@ -12,6 +12,13 @@ import pytest
 from playwright import sync_api
 from project import CHROMIUM, HOW, ROOT
 
+READY = """async () => {
+  const panel = window.jupyterapp.shell.currentWidget;
+  await panel.context.ready;
+  await panel.sessionContext.ready;
+  await panel.sessionContext.session.kernel.info;
+}"""  # what is run before the kernel answers is lost
+
 if CHROMIUM is None:
     pytest.skip(f"the explorable was not opened in a browser: {HOW}", allow_module_level=True)
 
@@ -27,7 +34,12 @@ def lab(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "jupyter", "lab", "--allow-root", "--no-browser", f"--port={port}"]
-    command += ["--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}"]
+    command += [
+        "--LabApp.expose_app_in_browser=True",
+        "--ServerApp.ip=127.0.0.1",
+        "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={folder}",
+    ]
     own = {"JUPYTER_CONFIG_DIR": str(tmp_path), "JUPYTERLAB_SETTINGS_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     with open(tmp_path / "log", "w") as log:
         server = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log)
@@ -57,7 +69,7 @@ def test_a_slider_moved_by_keyboard_changes_the_picture(lab):
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(lab)
         page.locator(".jp-Notebook .jp-Cell").first.wait_for()
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for(state="attached")
+        page.evaluate(READY)
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
         picture = page.locator("img.widget-image").first  # the saved still picture is no widget
