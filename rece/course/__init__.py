@@ -4,6 +4,7 @@ Nothing else in `rece` imports it. `rece.course.checks` has the checks of the ex
 lessons' figures, `rece.course.student` makes the files that students get, `rece.course.doctor` looks at a machine.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,9 +107,13 @@ class Lab:
             styled = [self.prompts(self.world.words[one][0], n) for one in names]
             prompts = [styled[i % len(names)][i // len(names)] for i in range(n)]
         images = self.draw(prompts, embeds=embeds, seed=seed, pipe=pipe)
+        return Asked(" or ".join(names), images, *self.judged(images, names))
+
+    def judged(self, images: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """What the judge says of pictures that were asked for these names by turns: p and hits, see `Asked`."""
         objects = self.judge.classify(images).objects
         at = np.array([self.judge.objects.index(names[i % len(names)]) for i in range(len(images))])
-        return Asked(" or ".join(names), images, objects[range(len(at)), at], objects.argmax(1) == at)
+        return objects[range(len(at)), at], objects.argmax(1) == at
 
     def neighbours(self, name: str, n: int = 5) -> list[str]:
         """The n objects whose names the attention layers answer nearest to that of `name`, the nearest first."""

@@ -261,9 +261,7 @@ def _draw(lab: Lab, names, embeds: Tensor, seed: int) -> list[tuple]:
     seeds = [seed + n % N for n in range(len(embeds))]
     even = len(embeds) + len(embeds) % 2
     images = generate(lab.pipe, seeds=seeds, embeds=embeds.float(), **_settings(lab) | {"batch_size": even})
-    objects = lab.judge.classify(images).objects
-    at = np.array([lab.judge.objects.index(name) for name in names])
-    return list(zip(images, objects[range(len(at)), at], objects.argmax(1) == at, strict=True))
+    return list(zip(images, *lab.judged(images, names), strict=True))
 
 
 @remembered

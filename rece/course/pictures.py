@@ -29,15 +29,9 @@ def bars(
     asked: Mapping[str, Asked], alt: str, predicted: Mapping[str, float | None] | None = None, **labels: str
 ) -> None:
     """Show the rate of each with its interval. predicted: by the same names. labels: of the axes, see `Axes.set`."""
-    names = list(asked)
-    fig, ax = plt.subplots(figsize=(7, 0.42 * len(names) + 1.1), layout="constrained")
-    ax.errorbar([one.rate for one in asked.values()], range(len(names)), xerr=_reach(asked.values()), fmt="s", ms=7)
-    for name, value in _known(predicted).items():
-        ax.plot(value, names.index(name), **PREDICTED)
-    ax.set(xlim=(-0.04, 1.04), ylim=(len(names) - 0.5, -0.5), xlabel="share that the judge recognises")
-    ax.set(**labels)
-    ax.set_yticks(range(len(names)), [f"{name} ({one.k} of {one.n})" for name, one in asked.items()])
-    _finish(fig, ax, alt, predicted)
+    rates, labels = [one.rate for one in asked.values()], {"xlabel": "share that the judge recognises"} | labels
+    ticks = [f"{name} ({one.k} of {one.n})" for name, one in asked.items()]
+    _across(list(asked), rates, _reach(asked.values()), alt, predicted, labels, ticks)
 
 
 def curves(
@@ -68,14 +62,7 @@ def intervals(
 ) -> None:
     """Show a rate with the low and the high end of its interval per line. predicted, labels: as of `bars`."""
     names, (rates, low, high) = list(found), np.array(list(found.values())).T
-    fig, ax = plt.subplots(figsize=(7, 0.42 * len(names) + 1.1), layout="constrained")
-    ax.errorbar(rates, range(len(names)), xerr=(rates - low, high - rates), fmt="s", ms=7, capsize=3)
-    for name, value in _known(predicted).items():
-        ax.plot(value, names.index(name), **PREDICTED)
-    ax.set(xlim=(-0.04, 1.04), ylim=(len(names) - 0.5, -0.5))
-    ax.set(**labels)
-    ax.set_yticks(range(len(names)), names)
-    _finish(fig, ax, alt, predicted)
+    _across(names, rates, (rates - low, high - rates), alt, predicted, labels, names, capsize=3)
 
 
 def spread(
@@ -167,6 +154,17 @@ def _lines(ax: Axes, x: Sequence[float], asked: Mapping[str, Sequence[Asked]], l
         shift = np.asarray(x, float) * 1.03**n if log else np.asarray(x) + 0.04 * n
         style = {"color": figures.PALETTE[n], "marker": MARKS[n], "capsize": 2}
         ax.errorbar(shift, [one.rate for one in some], yerr=_reach(some), label=name, **style)
+
+
+def _across(names: list[str], rates, reach, alt: str, predicted, labels: dict, ticks: list[str], **style) -> None:
+    """Show a rate with its interval per line. ticks: what stands beside the lines. style: of the marks."""
+    fig, ax = plt.subplots(figsize=(7, 0.42 * len(names) + 1.1), layout="constrained")
+    ax.errorbar(rates, range(len(names)), xerr=reach, fmt="s", ms=7, **style)
+    for name, value in _known(predicted).items():
+        ax.plot(value, names.index(name), **PREDICTED)
+    ax.set(xlim=(-0.04, 1.04), ylim=(len(names) - 0.5, -0.5), **labels)
+    ax.set_yticks(range(len(names)), ticks)
+    _finish(fig, ax, alt, predicted)
 
 
 def _reach(some) -> np.ndarray:

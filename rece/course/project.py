@@ -64,13 +64,8 @@ def run(
                 if not attacks.applies(name, victim) and (model != plan.ORIGINAL or not attacks.needs(name))
             }
             images = fair.measured(pipe, victim, judge, world, group, asked, study["generate"], wanted)
-            cases = plan.cases(world, group, asked["per"]["object"], asked["seed"])
-            prompts, seeds = list(cases.prompt), list(map(int, cases.seed))
-            made = attacks.run("attack", victim, prompts, seeds, original=pipe, concept=plan.named(world, group))
-            rows = cases.assign(prompt=made.prompts or "", seed=made.seeds)
-            answers = judge.answers(experiment.images_of(victim, rows, study["generate"], made.embeds), rows)
-            mine = pd.DataFrame({"what": MY_ATTACK, "sure": plan.hits(judge, answers, asked["threshold"])})
-            found = pd.concat([images[["what", "sure"]], mine])
+            mine = entry.tried("attack", pipe, victim, judge, world, group, study).assign(what=MY_ATTACK)
+            found = pd.concat([images, mine])[["what", "sure"]]
             rates = found.groupby("what", sort=False).sure
             rows = [statistics.success_rate(some.astype(bool), model=model, what=what) for what, some in rates]
             return pd.DataFrame(rows)

@@ -183,6 +183,12 @@ def _attacked(pipe, judge, world, study, attack, chosen, job) -> pd.DataFrame:
     if method != plan.ORIGINAL:
         numbers = chosen[method, arena.SETTING, group["size"]]
         victim = experiment.victim(pipe, arena.made(pipe, world, group, method, numbers))
+    found = tried(attack, pipe, victim, judge, world, group, study)
+    return found.assign(group=name, method=method)[["group", "method", "what", "case", "sure", "top"]]
+
+
+def tried(attack: str, pipe, victim, judge, world: World, group: dict, study: dict) -> pd.DataFrame:
+    """What an attack that is an entry brings back of a group by one model: columns what, case, sure, top."""
     cases = plan.cases(world, group, study["fair"]["per"][group["kind"]], study["fair"]["seed"])
     known = plan.named(world, group)
     asked = list(cases.prompt), list(map(int, cases.seed))
@@ -190,5 +196,5 @@ def _attacked(pipe, judge, world, study, attack, chosen, job) -> pd.DataFrame:
     rows = cases.assign(prompt=attempts.prompts or "", seed=attempts.seeds)
     answers = judge.answers(experiment.images_of(victim, rows, study["generate"], attempts.embeds), rows)
     sure = plan.hits(judge, answers, study["fair"]["threshold"]).astype(int)
-    found = {"group": name, "method": method, "what": attack, "case": range(len(rows)), "sure": sure}
-    return pd.DataFrame(found | {"top": answers.wanted.astype(int)})
+    top = answers.wanted.astype(int)
+    return pd.DataFrame({"what": attack, "case": range(len(rows)), "sure": sure, "top": top})
