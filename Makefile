@@ -26,13 +26,14 @@ NBVAL := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
 
-setup: .venv/.installed  ## create .venv and install everything, pinned
+setup: .venv/.installed  ## create .venv and install everything, in the versions of .ci/constraints.txt
 	@:
 
-.venv/.installed: pyproject.toml
+.venv/.installed: pyproject.toml .ci/constraints.txt
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@echo 'Installing into .venv, about two minutes:'
-	@set -o pipefail; python -m pip install --disable-pip-version-check --progress-bar off --editable '.[study,course,dev,data,cluster,site,browser]' \
+	@set -o pipefail; python -m pip install --disable-pip-version-check --progress-bar off --constraint .ci/constraints.txt \
+	    --editable '.[study,course,dev,data,cluster,site,browser]' \
 	    | sed -un 's/^Collecting \([^ ]*\).*/  \1/p; /^Installing collected/s/:.*/ …/p'
 	@# Kernels otherwise warn about TCP at every start of a stage.
 	@mkdir -p .venv/etc/ipython

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from importlib import metadata
 
 import pandas as pd
 import pytest
@@ -24,7 +25,8 @@ def test_a_card_says_what_was_erased_how_and_what_is_not_known(pipe):
     assert "p19 … 30 in all" in text and "p20" not in text
     assert text.count("Not measured.") == 2
     assert "Not measured: the certificate, success of attacks, image quality, other concepts." in text
-    assert "no safety mechanism" in text and "invertible" in text and f"| torch | {torch.__version__} |" in text
+    assert "no safety mechanism" in text and "invertible" in text
+    assert f"| torch | {metadata.version('torch')} |" in text
     assert f"has the edit's own rank, {eraser.rank}," in text
     cut = card(eraser, base_model="owner/name", licence=None, rank=3)
     assert f"cut to rank 3 of {eraser.rank} and lacks {eraser.loss(3):.1%}" in cut

@@ -112,7 +112,10 @@ def push_to_hub(
     Raises FileNotFoundError without a folder or its README.md; ValueError for a public repository where private is
     True; OSError where the hub is switched off or cannot be reached.
     """
-    from httpx2 import TransportError  # of huggingface_hub
+    try:
+        from httpx2 import TransportError
+    except ImportError:  # huggingface_hub 1
+        from httpx import TransportError
 
     folder = Path(folder)
     if not folder.is_dir():
