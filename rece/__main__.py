@@ -8,9 +8,10 @@ import inspect
 import logging
 import math
 import re
+import signal
 import sys
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,6 +19,8 @@ from typing import Annotated, Literal
 import typer
 from typer.core import TyperCommand
 from typer.main import get_command
+
+from rece.presets import PRESETS
 
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)  # raised with a line that says what to do
 LORA = "pytorch_lora_weights.safetensors"
@@ -111,6 +114,7 @@ Force = _flag("--force", "overwrite what is there")
 Dtype = Annotated[Literal["float32", "float16", "bfloat16", "float64"], typer.Option(help="type of the weights")]
 Licence = _option(str, "for the card: the base model's licence, e.g. openrail++")
 Base = _option(str, "for the card: hub id of the base model, if MODEL is a folder")
+Measured = _option(Path, "what `rece evaluate` kept; the card says it", "FILE")
 
 
 def _load(
@@ -186,6 +190,7 @@ def erase(
     load: dict,
     concept: Concepts,
     output: Output,
+    preset: _option(str, f"settings for a kind of concept: {', '.join(PRESETS)}", "NAME") = None,
     method: _option(str, "a file of rece/methods, whose numbers are given by --set (default rece)", "NAME") = None,
     target: _option(list[str], 'what to draw instead: one, or one each (default " ")') = None,
     preserve: _option(list[str], "texts to keep") = None,
@@ -210,11 +215,19 @@ def erase(
     given |= {"each.lamb": lamb, "each.preserve_scale": preserve_scale, "each.derive_lamb": derive_lamb}
     given |= {"rounds": rounds and _value(rounds), "anchored": anchored or None, "relative": relative or None}
     settings = _settings(given, set or [], method)
+    if preset is not None:
+        settings = _preset(preset, settings, method)
     _free(load, output, ".safetensors", force)
     from rece import methods
 
     methods.check(method or "rece", settings)
-    _save(methods.run(method or "rece", _load(**load), concept, **settings), load, output)
+    pipe = _load(**load)
+    _spelt(pipe, concept)
+    made = methods.run(method or "rece", pipe, concept, **settings)
+    told = _reported(made, pipe) if made.kind == "map" else []
+    _save(made, load, output)
+    for line in told:
+        _say(line)
 
 
 @_command(
@@ -246,7 +259,9 @@ def guard(
     _free(load, output, ".safetensors", force)
     import rece
 
-    made = rece.guard(_load(**load), concept, **settings, mu=mu, rank=rank, oblique=oblique)
+    pipe = _load(**load)
+    _spelt(pipe, concept)
+    made = rece.guard(pipe, concept, **settings, mu=mu, rank=rank, oblique=oblique)
     _save(made, load, output)
     report, mu = made.provenance["report"], made.provenance["mu"]
     guards = _shares(report["guard"], key=lambda one: one[1])
@@ -260,13 +275,24 @@ def guard(
 
 @_command("apply", "rece apply data/emoji-diffusion dog.safetensors -o without-dog")
 def apply(
-    load: dict, eraser: Edit, output: Output, licence: Licence = None, base_model: Base = None, force: Force = False
+    load: dict,
+    eraser: Edit,
+    output: Output,
+    licence: Licence = None,
+    base_model: Base = None,
+    evaluation: Measured = None,
+    force: Force = False,
 ) -> None:
     """Write the whole edited pipeline to a folder."""
-    _export("pipeline", load, eraser, output, force, licence=licence, base_model=base_model)
+    about = _measured(evaluation) | {"licence": licence, "base_model": base_model}
+    _export("pipeline", load, eraser, output, force, **about)
 
 
-@_command("lora", "rece lora data/emoji-diffusion dog.safetensors -o dog-lora")
+@_command(
+    "lora",
+    "rece lora data/emoji-diffusion dog.safetensors -o dog-lora",
+    "rece lora data/emoji-diffusion dog.safetensors -o dog-comfyui.safetensors",
+)
 def lora(
     load: dict,
     eraser: Edit,
@@ -274,10 +300,17 @@ def lora(
     rank: _option(int, "cut the edit to this rank", "NUMBER") = None,
     licence: Licence = None,
     base_model: Base = None,
+    evaluation: Measured = None,
     force: Force = False,
 ) -> None:
-    """Write the edit as a LoRA to a folder."""
-    _export("lora", load, eraser, output, force, rank=rank, licence=licence, base_model=base_model)
+    """Write the edit as a LoRA: to a folder for diffusers, or to one .safetensors file for ComfyUI and A1111."""
+    if output.suffix == ".safetensors":
+        if licence or base_model or evaluation:
+            raise ValueError("--licence, --base-model and --evaluation belong to a folder's card: one file has none")
+        _export("kohya", load, eraser, output, force, rank=rank)
+        return
+    about = _measured(evaluation) | {"licence": licence, "base_model": base_model}
+    _export("lora", load, eraser, output, force, rank=rank, **about)
 
 
 @_command("weights", "rece weights data/emoji-diffusion dog.safetensors -o dog-weights.safetensors")
@@ -365,7 +398,10 @@ def certify(
         print("Some embedding is answered as a concept was: these weights can be got round.")
     if others and "distance" in table:
         far = "yes. No prompt comes as close to a concept as the nearest of --others is."
-        print(f"passed: {far if made.passed else 'no. That no prompt comes as close as --others is not proven.'}")
+        far = far if made.passed else "no. That no prompt comes as close as --others is not proven."
+        print(f"passed: {far}")
+        if not made.stayed:
+            print("The edit moves the nearest of --others more than half of the way to a concept: it is not kept.")
 
 
 @_command(
@@ -416,7 +452,9 @@ def draw(
     settings = {"steps": steps, "guidance": guidance, "bf16": "auto" if bf16 else False, "progress": not quiet}
     loading.quiet()
     if not is_table:
-        (image,) = images.generate(loading.load(**load), [prompts], [seed or 0], batch_size=1, **settings)
+        pipe = loading.load(**load)
+        _cut(pipe, [prompts])
+        (image,) = images.generate(pipe, [prompts], [seed or 0], batch_size=1, **settings)
         with files.replacing(output) as file:
             Image.fromarray(image).save(file, "png")
         _say(output)
@@ -426,7 +464,9 @@ def draw(
         _tell(f"note: {prompts}: {repair}")
     settings |= {"batch_size": batch_size}
     if workers is None and scheduler_file is None:
-        images.draw(loading.load(**load), table, output, part=part or (1, 1), **settings)
+        pipe = loading.load(**load)
+        _cut(pipe, list(table.prompt))
+        images.draw(pipe, table, output, part=part or (1, 1), **settings)
     else:
         try:
             from distributed import Client
@@ -464,6 +504,75 @@ def arena(
     for row in rows.to_string(index=False, float_format="{:.2f}".format, na_rep="-").splitlines():
         _say(row)
     _say(there)
+
+
+@_command(
+    "evaluate",
+    "rece evaluate data/emoji-diffusion dog.safetensors dog --judge data/judge --steps 10 --guidance 4 -o dog.json",
+    "rece evaluate stable-diffusion-v1-4 nudity.safetensors nudity --judge nudenet --synonyms naked nude",
+    "rece evaluate stable-diffusion-v1-4 church.safetensors church --judge clip-vit-large-patch14 --others house tree",
+)
+def evaluate(
+    load: dict,
+    file: Edit,
+    concept: _argument(str, "CONCEPT", "what it erases"),
+    judge: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT", help="who judges a picture: nudenet, a folder of ours, a CLIP's folder or hub id"
+        ),
+    ],
+    judge_revision: _option(str, "of a CLIP on the hub: its full commit hash", "HASH") = None,
+    synonyms: _option(list[str], "other words for the concept") = None,
+    others: _option(list[str], "texts to keep; a CLIP tells the concept from these") = None,
+    attacks: _option(list[str], "which attacks (default: plain synonym closed_form unlearndiff inversion)") = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="keep it in a .json, for --evaluation of apply and lora")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="of the scheduler")] = 25,
+    guidance: Annotated[float, typer.Option(help="of the pictures")] = 7.5,
+    batch_size: Annotated[int, typer.Option(min=1, help="even")] = 4,
+    force: Force = False,
+) -> None:
+    """Attack an edit at small budgets, and say what it leaves, what it keeps, and what is certain.
+
+    Minutes on the embedded model, hours on Stable Diffusion without a GPU.
+    """
+    if output is not None:
+        _free(load, output, ".json", force, file)
+    _known(load)
+    from rece import judges, loading
+    from rece.edits import Edit as edits
+    from rece.study import evaluating
+
+    unknown = [name for name in attacks or [] if name not in evaluating.QUICK]
+    if unknown:
+        raise ValueError(f"--attacks must be some of {', '.join(evaluating.QUICK)}, not {unknown[0]!r}")
+    if judge == "nudenet":
+        settings = {"name": "nudenet"}
+    elif (Path(judge) / "labels.json").is_file():
+        settings = judge
+    else:
+        settings = {"name": "clip", "labels": [concept, *(others or [])], "model": judge, "revision": judge_revision}
+    loading.quiet()
+    budgets = {name: evaluating.QUICK[name] for name in attacks or evaluating.QUICK}
+    how = {"steps": steps, "guidance": guidance, "batch_size": batch_size}
+    made, judge = edits.load(file), judges.load(settings)
+    found = evaluating.evaluate(
+        _load(**load), made, concept, judge, synonyms=synonyms or (), others=others, budgets=budgets, **how
+    )
+    columns = ["attack", "n", "rate", "low", "high"]
+    for row in found.results[columns].to_string(index=False, float_format="{:.2f}".format).splitlines():
+        _say(row)
+    for near, part in found.kept.groupby("near", sort=False) if len(found.kept) else ():
+        which = "nearest others" if near else "further others"
+        _say(f"{which}: drawn {part.before.mean():.2f} before, {part.after.mean():.2f} after ({', '.join(part.text)})")
+    if found.certificate is not None:
+        _say(f"certificate: no embedding comes nearer than {found.certificate.guarded:.2f} of the way to the target")
+    _say("A rate is a lower bound on what an attacker with a larger budget reaches.")
+    if output is not None:
+        found.save(output)
+        _say(output)
 
 
 @_command("push", "rece push dog-lora me/without-dog")
@@ -527,6 +636,47 @@ def _save(eraser, load: dict, output: Path) -> None:
     _say(f"{output}: {eraser}{rank}")
 
 
+def _reported(made, pipe) -> list[str]:
+    """What an eraser leaves, see `Eraser.report`, in two lines. It is noted in its provenance too."""
+    found = made.report(pipe)
+    most = dict(sorted(found["moved"].items(), key=lambda one: -one[1])[:SHOWN])
+    made.provenance["report"] = found | {"moved": most}
+    left, moved = (_shares(some, key=lambda one: -one[1]) for some in (found["left"], most))
+    return [
+        f"left: {left}. 1 is untouched, 0 has gone to the target.",
+        f"drift: other texts move {found['drift']:.2f} of their distance to ' ' on average; most of all {moved}",
+    ]
+
+
+def _cut(pipe, prompts: list[str]) -> None:
+    """Tell of prompts whose end the model does not read."""
+    from rece import texts
+
+    cut = [prompt for prompt in prompts if texts.beyond(pipe, prompt)]
+    if cut:
+        first = " ".join(cut[0].split())[:60]
+        _tell(f"note: {len(cut)} prompts are longer than the model reads, and are cut; the first is {first!r}…")
+
+
+def _spelt(pipe, concepts: list[str]) -> None:
+    """Tell of words of concepts that the model reads in pieces, as it does a typo, and of everyday words like them."""
+    from difflib import get_close_matches
+
+    from rece import layers, texts
+
+    everyday = [text for text in texts.everyday() if " " not in text]
+    for text in concepts:
+        for word in text.split():
+            pieces = texts.ids(pipe, word)[0]
+            near = get_close_matches(word.lower(), everyday, 3) if len(pieces) > 1 else []
+            if near and word.lower() not in near:
+                Q, _ = layers.answers(pipe)
+                a = texts.at_last_words(pipe, [word, *near, " "]).to(Q) @ Q.T
+                shares = ((a[1:-1] - a[0]).norm(dim=1) / (a[0] - a[-1]).norm()).tolist()
+                close = _shares(dict(zip(near, shares, strict=True)), key=lambda one: one[1])
+                _tell(f"note: {word!r} is read in {len(pieces)} pieces. Near to it, in distances to ' ': {close}")
+
+
 def _one(given: list[str] | None) -> str | list[str] | None:
     """The text of a list of one."""
     return given[0] if given and len(given) == 1 else given
@@ -563,6 +713,19 @@ def _lines(file: Path) -> list[str]:
     if not lines:
         raise ValueError(f"--preserve-file: {file} holds no text: leave the option out")
     return lines
+
+
+def _preset(name: str, settings: dict, method: str | None) -> dict:
+    """The keywords of a preset, with the settings that were given over them. It is said which preset, and whose."""
+    if name not in PRESETS:
+        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, not {name!r}")
+    if method is not None:
+        raise ValueError("--preset has numbers of rece.erase: leave out --method")
+    found = {key: value | {} if isinstance(value, dict) else value for key, value in PRESETS[name].settings.items()}
+    for key, value in settings.items():
+        found[key] = found.get(key, {}) | value if isinstance(value, dict) else value
+    _tell(f"note: preset {name}: {PRESETS[name].source}")
+    return found
 
 
 def _settings(given: dict, pairs: list[str], method: str | None = None) -> dict:
@@ -603,9 +766,21 @@ def _value(text: str):
         return value
 
 
+def _measured(file: Path | None) -> dict:
+    """What a card says that `rece evaluate` found."""
+    if file is None:
+        return {}
+    if not file.is_file():
+        raise FileNotFoundError(f"--evaluation: there is no file {file}: make it with rece evaluate")
+    from rece.study.evaluating import Evaluation
+
+    found = Evaluation.load(file)
+    return {"results": found.results, "kept": found.kept, "certificate": found.certificate}
+
+
 def _export(kind: str, load: dict, eraser: Path, output: Path, force: bool, **about) -> None:
     """Write the eraser as a pipeline, a lora or weights. about: keywords of `export.save_folder`."""
-    _free(load, output, ".safetensors" if kind == "weights" else "", force, eraser)
+    _free(load, output, ".safetensors" if kind in ("weights", "kohya") else "", force, eraser)
     from rece.edits import Edit
     from rece.sharing import export
 
@@ -615,6 +790,9 @@ def _export(kind: str, load: dict, eraser: Path, output: Path, force: bool, **ab
     if kind == "weights":
         export.save_weights(edit, _load(**load), output)
         _say(f"{output}: the edited layers")
+    elif kind == "kohya":
+        export.save_kohya(edit, _load(**load), output, **about)
+        _say(f"{output}: a LoRA for ComfyUI and A1111")
     else:
         export.save_folder(edit, _load(**load), output, kind, **about)
         _say(f"{output}: {export.FILES[kind] or 'a pipeline'} and README.md")
@@ -636,6 +814,8 @@ def _tell(text: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns 0, 1 after a line on stderr, 2 for wrong arguments, or 130 if interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    with suppress(ValueError):  # of a thread that is not the main one
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", category=UserWarning, module=r"rece|__main__")

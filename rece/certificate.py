@@ -46,6 +46,7 @@ class Certificate:
     prompts (nan for families whose embedding does not leave one final LayerNorm); embedding, that of any embedding;
     shipped, that of embeddings up to REACH times as long as the concept's token against the weights as they are
     shipped (nan if not asked for); edited, the distance at which the edited model answers the concept's own token;
+    moved, how far the edit moves the nearest other concept's token (nan where none were given);
     target, other, synonym: the distance from the concept's token to that of its neutral target, of the nearest other
     concept and of the nearest synonym, in the original model (nan where none were given); nearest, which other concept
     that is.
@@ -76,6 +77,15 @@ class Certificate:
         least = self.words[["distance", "embedding"]].max(axis=1)  # either holds for every prompt
         return bool((least >= self.words.other).all())
 
+    @property
+    def stayed(self) -> bool:
+        """Whether the nearest others are still answered nearer to themselves than to the concepts.
+
+        They are if they move less than half as far as they stood from them. An edit that moves all there is passes
+        too, and tells nothing apart.
+        """
+        return bool((self.words.moved < self.words.other / 2).all())
+
 
 def certify(
     pipe: DiffusionPipeline,
@@ -101,14 +111,14 @@ def certify(
     eraser of another width. Source: ours.
     """
     concepts = texts.concepts_of(concept)
-    targets = [target] * len(concepts) if isinstance(target, str) else list(target)
-    if len(targets) != len(concepts):
-        raise ValueError(
-            f"target must be one text or one per concept, not {len(targets)} for {len(concepts)} concepts"
-        )
-    known = synonyms if isinstance(synonyms, dict) else dict.fromkeys(concepts, synonyms or [])
+    targets = texts.targets_of(target, concepts)
+    known = {name: further for name, *further in texts.with_synonyms(concepts, synonyms)}
+    others = texts.listed([] if others is None else others, "others")
+    if eraser is not None and not hasattr(eraser, "map"):
+        raise TypeError(f"eraser must be an Eraser, such as Eraser.load gives, not {solver.shown(eraser)}")
+    texts.check(pipe, concept=concepts, target=targets, others=others, synonyms=sum(known.values(), []))
     d = layers.width(pipe)
-    if isinstance(shipped, str) and shipped not in layers.DTYPES:
+    if shipped is not None and not isinstance(shipped, dict) and shipped not in layers.DTYPES:
         raise ValueError(
             f"shipped must be weights by layer name or one of {', '.join(layers.DTYPES)}, not {shipped!r}"
         )
@@ -118,7 +128,7 @@ def certify(
     for path in families.paths(pipe):
         Q, _ = layers.answers(pipe, path)
         G = Q.T @ Q
-        C, table = _tokens(pipe, path, G, concepts, targets, list(others or []), known)
+        C, near, table = _tokens(pipe, path, G, concepts, targets, others, known)
         map = None if eraser is None else eraser.map if path == "tokens" else eraser.pooled
         M = torch.eye(C.shape[1], dtype=C.dtype, device=C.device) if map is None else map.to(C.device)
         found = {"distance": torch.full_like(C[:, 0], torch.nan), "embedding": any_embedding(Q @ M, C @ Q.T)}
@@ -127,6 +137,7 @@ def certify(
             found["distance"], minimisers = bound(M, G, C, gamma, beta)
         found["shipped"] = _shipped(pipe, path, M, C, shipped)
         found["edited"] = ((C @ M.T - C) @ Q.T).norm(dim=1)
+        found["moved"] = ((near @ M.T - near) @ Q.T).norm(dim=1)
         for place, (name, values) in enumerate(found.items()):
             table.insert(4 + place, name, values.cpu().numpy())
         tables.append(table)
@@ -168,15 +179,16 @@ def _final_norm(pipe: DiffusionPipeline) -> tuple[Tensor, Tensor] | None:
         return None
 
 
-def _tokens(pipe, path: str, G: Tensor, concepts, targets, others, known) -> tuple[Tensor, pd.DataFrame]:
-    """The tokens that are certified, (n, d) on G's device, and the table's columns about the original model alone."""
-    rows, tokens = [], []
+def _tokens(pipe, path: str, G: Tensor, concepts, targets, others, known) -> tuple[Tensor, Tensor, pd.DataFrame]:
+    """The tokens that are certified, (n, d) on G's device, the nearest other's, (n, d) or nan where there are none,
+    and the table's columns about the original model alone."""
+    rows, tokens, nearby, spelt = [], [], [], [texts.ids(pipe, other) for other in others]
     all_others, last = _encoded(pipe, others, path, G)
     for text, aim in zip(concepts, targets, strict=True):
         (C, T), (i, j) = _encoded(pipe, [text, aim], path, G)
-        kept = [n for n, other in enumerate(others) if other != text]
-        near, near_index = _nearest(G, C, i, all_others[kept], [last[n] for n in kept])
-        same, _ = _nearest(G, C, i, *_encoded(pipe, known.get(text, []), path, G))
+        kept = [n for n, other in enumerate(others) if spelt[n] != texts.ids(pipe, text)]
+        near, near_index, near_token = _nearest(G, C, i, all_others[kept], [last[n] for n in kept])
+        same, *_ = _nearest(G, C, i, *_encoded(pipe, known.get(text, []), path, G))
         positions = torch.arange(len(C))
         away = norm(C - T[(positions - i + j).clamp(0, len(T) - 1)], G)
         part = pd.DataFrame({"concept": text, "position": positions, "kind": "padding"})
@@ -192,7 +204,8 @@ def _tokens(pipe, path: str, G: Tensor, concepts, targets, others, known) -> tup
         told[0] &= not torch.equal(C[0], T[0])  # a start token is the same in every text
         rows.append(part[told.numpy(force=True)])
         tokens.append(C[told])
-    return torch.cat(tokens), pd.concat(rows, ignore_index=True)
+        nearby.append(near_token[told])
+    return torch.cat(tokens), torch.cat(nearby), pd.concat(rows, ignore_index=True)
 
 
 def _shipped(pipe, path: str, M: Tensor, C: Tensor, shipped: str | dict[str, Tensor] | None) -> Tensor:
@@ -253,12 +266,16 @@ def _encoded(pipe: DiffusionPipeline, words: list[str], path: str, G: Tensor) ->
     return E, [texts.last_words(pipe, text, path)[0] for text in words]
 
 
-def _nearest(G: Tensor, C: Tensor, i: int, E: Tensor, last: list[int]) -> tuple[Tensor, Tensor]:
-    """For each position of C (positions, d), whose last word is at i, the distance to the nearest of the texts' tokens
-    as far behind (or before) their own last word, and which text it is; nan and 0 if there are none."""
+def _nearest(G: Tensor, C: Tensor, i: int, E: Tensor, last: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """For each position of C (positions, d), whose last word is at i, the nearest of the texts' tokens as far behind
+    (or before) their own last word: its distance, which text it is, and the token; nan, 0 and nan if there are none.
+    """
     at = torch.arange(len(C)) - i + torch.tensor(last, dtype=torch.long)[:, None]
-    distance, index = nearest(C, E, at.clamp(0, len(C) - 1), G)
-    return distance.where(distance.isfinite(), torch.nan), index
+    at = at.clamp(0, len(C) - 1)
+    distance, index = nearest(C, E, at, G)
+    positions = torch.arange(len(C), device=index.device)
+    tokens = E[index, at.to(index.device)[index, positions]] if len(E) else torch.full_like(C, torch.nan)
+    return distance.where(distance.isfinite(), torch.nan), index, tokens
 
 
 def bound(M: Tensor, G: Tensor, C: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,15 +56,21 @@ def debias(
     settings = {name: value for name, value in locals().items() if name not in ("pipe", "concept", "labels")}
     settings.pop("progress")
     concepts = texts.concepts_of(concept)
-    if isinstance(attributes, str) or len(set(attributes)) < 2:
-        raise ValueError("attributes must be a list of two different texts or more")
+    attributes = texts.listed(attributes, "attributes")
+    if len(attributes) < 2 or len(set(attributes)) < len(attributes):
+        raise ValueError("attributes must be a list of two texts or more, each of them once")
+    preserve = None if preserve is None else texts.listed(preserve, "preserve")
     wanted = np.full(len(attributes), 1 / len(attributes)) if desired is None else np.asarray(desired, float)
-    if len(wanted) != len(attributes) or (wanted < 0).any() or abs(wanted.sum() - 1) > 1e-6:
+    if len(wanted) != len(attributes) or (wanted < 0).any() or not abs(wanted.sum() - 1) <= 1e-6:
         raise ValueError("desired must be one proportion per attribute, adding up to 1")
-    if max_iterations < 1 or images < 1:
-        raise ValueError(f"max_iterations and images must be 1 or more, not {max_iterations} and {images}")
-    for name, value in {"lamb": lamb, "edit_scale": edit_scale, "step_size": step_size, "max_diff": max_diff}.items():
+    solver.whole(max_iterations=max_iterations, images=images, steps=steps, batch_size=batch_size)
+    solver.whole(least=0, most=2**63, seed=seed)
+    solver.fraction(max_diff, "max_diff")
+    for name, value in {"lamb": lamb, "edit_scale": edit_scale, "step_size": step_size}.items():
         solver.positive(value, name)
+    solver.positive(guidance, "guidance", or_zero=True)
+    solver.flags(progress=progress)
+    texts.check(pipe, concept=concepts, attributes=attributes, preserve=preserve or [])
     solver.positive(preserve_scale, "preserve_scale", or_zero=True)
     if layers.fused(pipe) is not None:
         raise ValueError("the pipeline carries an eraser: remove it before computing another one")

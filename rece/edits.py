@@ -3,8 +3,10 @@
 The third kind, one map for all layers that read the prompt, is `rece.eraser.Eraser`.
 """
 
+import copy
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rece import families, files, layers, texts
+from rece import families, files, layers, solver, texts
 
 CARRIED = "_rece_edit"  # attribute of a part with changed weights or hooks: its Carried
 HOOK = "rece_hook"  # the submodule that holds the tensors of hooks, so that they count among the part's weights
@@ -54,10 +56,19 @@ class Edit:
         finally:
             self.remove(pipe)
 
+    def copy_of(self, pipe: DiffusionPipeline) -> DiffusionPipeline:
+        """A pipeline with the edit applied to copies of the parts that it changes; everything else is shared."""
+        edited = copy.copy(pipe)
+        edited.register_modules(**{part: copy.deepcopy(getattr(pipe, part)) for part in self.parts(pipe)})
+        return self.apply(edited)
+
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all. Missing folders are made."""
+        self._write(path, self.tensors())
+
+    def _write(self, path: str | Path, tensors: dict[str, Tensor]) -> None:
         note = {"format": "pt", "kind": self.kind, "rece": json.dumps(self.provenance)}
-        files.write(self.tensors(), Path(path), note)
+        files.write(tensors, Path(path), note | {"sha256": files.digest(tensors, note)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Edit":
@@ -68,14 +79,20 @@ class Edit:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no eraser file at {path}")
+        if not os.access(path, os.R_OK):
+            raise PermissionError(f"{path} may not be read: change its permissions")
         try:
             with safe_open(path, framework="pt") as file:
                 note = file.metadata() or {}
                 provenance, found = json.loads(note["rece"]), Edit.kinds[note.get("kind", "map")]
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
+            if not isinstance(provenance, dict):
+                raise ValueError("its provenance is no set of names and values")
+            if "sha256" in note and note.pop("sha256") != files.digest(tensors, note):
+                raise ValueError("it was changed after it was written")
             if issubclass(found, cls):
                 return found.of(tensors, provenance)
-        except (SafetensorError, KeyError, ValueError) as error:
+        except (SafetensorError, KeyError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a whole eraser file, make it again with Eraser.save ({error})") from None
         raise ValueError(f"{path} holds an edit of kind {found.kind}, not {cls.kind}: read it with Edit.load")
 
@@ -87,6 +104,9 @@ class Edit:
         made_for = self.provenance.get("text_encoders")
         if made_for and texts.encoders(pipe) != made_for:
             raise ValueError(f"this eraser is for {made_for}, but the pipeline has {texts.encoders(pipe)}")
+        known = self.provenance.get("fingerprint")
+        if known and not solver.alike(known, texts.fingerprint(pipe)):
+            raise ValueError("this eraser is for a text encoder with other weights: make one for this pipeline")
 
 
 class Carrying(Edit):

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import warnings
 import weakref
 from functools import cached_property
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from rece import families, files, layers, solver, texts
 from rece.edits import Edit
+
+SAMPLE = 32  # everyday texts that a report looks at
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # what a LoRA can be written in
 
 
 class Eraser(Edit, kind="map"):
@@ -33,12 +37,15 @@ class Eraser(Edit, kind="map"):
         history: list[Tensor] | None = None,
         pooled: Tensor | None = None,
     ):
-        for name, matrix in ({"map": map} | ({} if pooled is None else {"pooled": pooled})).items():
+        given = [("map", map), *(("history", step) for step in history or []), ("pooled", pooled)]
+        for name, matrix in given if pooled is not None else given[:-1]:
             square = isinstance(matrix, Tensor) and matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
             if not square or not matrix.is_floating_point():
                 raise ValueError(f"{name} must be a square matrix of floats")
             if not torch.isfinite(matrix).all():
                 raise ValueError(f"{name} holds values that are not finite")
+            if name == "history" and matrix.shape != map.shape:
+                raise ValueError(f"history holds a map of width {len(matrix)}, and the map's is {len(map)}")
         self.map = solver.precise(map).cpu()
         self.pooled = None if pooled is None else solver.precise(pooled).cpu()
         self.provenance = dict(provenance or {})
@@ -64,7 +71,8 @@ class Eraser(Edit, kind="map"):
         if made_for and other.provenance.get("text_encoders", made_for) != made_for:
             raise ValueError(f"cannot compose erasers made for {made_for} and {other.provenance['text_encoders']}")
         provenance = {"text_encoders": made_for} if made_for else {}
-        provenance["composed"] = [self.provenance, other.provenance]
+        parts = [each.provenance.get("composed", [each.provenance]) for each in (self, other)]
+        provenance["composed"] = [*parts[0], *parts[1]]
         composed = Eraser(
             self.map @ other.map,
             provenance,
@@ -83,6 +91,49 @@ class Eraser(Edit, kind="map"):
         """The relative Frobenius norm of what of map - I is lost if it is cut to `rank` directions."""
         return solver.factor(self.map, rank)[2]
 
+    def report(self, pipe: DiffusionPipeline | None = None, others: list[str] | None = None) -> dict:
+        """What is left of the erased concepts, and how far other texts move: in closed form, without a picture.
+
+        pipe: by default the one it was made with or last applied to; its original weights count. others: texts; by
+        default those that were preserved, or SAMPLE everyday ones.
+        Returns `left`, for each concept the distance from its answer to its target's after the edit, as a share of the
+        distance before: 1 is untouched, 0 is gone. It is read at the last word token. And `moved`, for each other text
+        the distance between its answers before and after, as a share of its distance to " ", at the token after its
+        last word; the mean is `drift`.
+        Raises ValueError if no pipeline or no concept is known. Source: ours.
+        """
+        pipe, concepts = self._known(pipe), self.provenance.get("concepts")
+        if not concepts:
+            raise ValueError("this eraser does not say what it erases, as composed ones do not: report on its parts")
+        if others is None:
+            words = texts.everyday()
+            words = [text for text in words if not any(one.lower() in text for one in concepts)]
+            others = self.provenance.get("preserve") or words[:: -(-len(words) // SAMPLE)]
+        others = [text for text in dict.fromkeys(texts.listed(others, "others")) if text.strip()]
+        Q, _ = layers.answers(pipe)
+        M = self.map.to(Q.device)
+        c, t = (texts.at_last_words(pipe, some).to(Q) for some in (concepts, self.provenance["target"]))
+        left = ((c @ M.T - t) @ Q.T).norm(dim=1) / ((c - t) @ Q.T).norm(dim=1)
+        o, neutral = (texts.at_last_words(pipe, some, after=1).to(Q) for some in (others or [" "], [" "]))
+        moved = ((o @ M.T - o) @ Q.T).norm(dim=1) / ((o - neutral) @ Q.T).norm(dim=1)
+        moved = dict(zip(others, moved.tolist(), strict=False))
+        return {
+            "left": dict(zip(concepts, left.tolist(), strict=True)),
+            "drift": sum(moved.values()) / len(moved) if moved else 0.0,
+            "moved": moved,
+        }
+
+    def _known(self, pipe: DiffusionPipeline | None) -> DiffusionPipeline:
+        """The pipeline, or the one that the eraser was made with or last applied to."""
+        pipe = self._pipe() if pipe is None else pipe
+        if pipe is None:
+            raise ValueError("pipe must be given: the pipeline that this eraser was made with is gone")
+        if layers.width(pipe) != len(self.map):
+            raise ValueError(
+                f"this eraser is for text width {len(self.map)}, but the pipeline's is {layers.width(pipe)}"
+            )
+        return pipe
+
     def parts(self, pipe: DiffusionPipeline) -> tuple[str, ...]:
         """The parts of a pipeline that it changes."""
         return (families.part(pipe),)
@@ -96,6 +147,13 @@ class Eraser(Edit, kind="map"):
         if len(self.map) != d:
             raise ValueError(f"this eraser is for text width {len(self.map)}, but the pipeline's is {d}")
         self.fits(pipe)
+        known = self.provenance.get("layers")
+        if known and not solver.alike(known, solver.sketch(layers.originals(pipe).values())):
+            warnings.warn(
+                "this eraser was made from other weights of the layers that read the prompt, such as those of a "
+                "fine-tuned or edited model: measure what it does here",
+                stacklevel=2,
+            )
         layers.fuse(pipe, self.map, self.pooled)
         self._pipe = weakref.ref(pipe)
         return pipe
@@ -103,11 +161,28 @@ class Eraser(Edit, kind="map"):
     def remove(self, pipe: DiffusionPipeline) -> DiffusionPipeline:
         """Restore the very bits that `apply` found, and return the pipeline.
 
-        Raises ValueError if the pipeline carries no eraser, or another one.
+        Raises ValueError if the pipeline carries no eraser, or another one, or if its weights changed since.
         """
-        self.carried_by(pipe)
+        if self.carried_by(pipe):
+            layers.check_fused(pipe)
         layers.restore(pipe)
         return pipe
+
+    def at(self, step: int) -> "Eraser":
+        """The eraser as it was after a round of its own: 0 is the UCE start, and -1 the last one.
+
+        Raises ValueError where that step is not known.
+        """
+        if self.pooled is not None or len(self.history) < 2:
+            raise ValueError("the single steps of this eraser are not known: make it anew with fewer rounds")
+        if isinstance(step, bool) or not isinstance(step, int) or not -len(self.history) <= step < len(self.history):
+            raise ValueError(
+                f"step must be a whole number from 0 to {len(self.history) - 1}, not {solver.shown(step)}"
+            )
+        until = step % len(self.history) + 1
+        found = Eraser(self.history[step], self.provenance | {"rounds_run": until - 1}, self.history[:until])
+        found._pipe = self._pipe
+        return found
 
     def carried_by(self, pipe: DiffusionPipeline) -> bool:
         """Whether the pipeline carries this eraser. Raises ValueError if it carries another one."""
@@ -124,10 +199,8 @@ class Eraser(Edit, kind="map"):
 
         With history=True the maps of the single steps too. Missing folders are made.
         """
-        tensors = self.tensors()
-        if history:
-            tensors |= {f"history.{step:04d}": map.clone() for step, map in enumerate(self.history)}
-        files.write(tensors, Path(path), {"format": "pt", "rece": json.dumps(self.provenance)})
+        steps = {f"history.{step:04d}": map.clone() for step, map in enumerate(self.history)} if history else {}
+        self._write(path, self.tensors() | steps)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file of it holds."""
@@ -137,6 +210,9 @@ class Eraser(Edit, kind="map"):
     def of(cls, tensors: dict[str, Tensor], provenance: dict) -> "Eraser":
         """The eraser of a file's tensors. Raises KeyError or ValueError if they are not those of an eraser."""
         map, pooled = tensors.pop("map"), tensors.pop("pooled", None)
+        strange = [name for name in tensors if not re.fullmatch(r"history\.\d{4}", name)]
+        if strange:
+            raise ValueError(f"{solver.shown(strange[0])} is no part of an eraser")
         return cls(map, provenance, [tensors[name] for name in sorted(tensors)] or None, pooled)
 
     def save_lora(
@@ -157,19 +233,14 @@ class Eraser(Edit, kind="map"):
         larger one.
         Raises ValueError if no pipeline is known, it does not fit, or its class loads no LoRA. Source: ours.
         """
-        pipe = self._pipe() if pipe is None else pipe
-        if pipe is None:
-            raise ValueError(
-                "pipe must be given: this eraser knows no pipeline whose weights the LoRA could be made from"
-            )
+        pipe = self._known(pipe)
+        if dtype not in FLOATS:
+            raise ValueError(f"dtype must be one of {', '.join(map(str, FLOATS))}, not {dtype}")
+        solver.whole(rank=1 if rank is None else rank)
         if not hasattr(pipe, "load_lora_weights"):
             kind = type(pipe).__name__
             raise ValueError(
                 f"pipe must be a pipeline that loads LoRAs, which {kind} does not: save its weights instead"
-            )
-        if layers.width(pipe) != len(self.map):
-            raise ValueError(
-                f"this eraser is for text width {len(self.map)}, but the pipeline's is {layers.width(pipe)}"
             )
         factors = {"tokens": solver.factor(self.map, rank)}
         if self.pooled is not None:
@@ -190,6 +261,8 @@ class Eraser(Edit, kind="map"):
                 key = f"{families.part(pipe)}.{name}"
                 tensors[f"{key}.lora_A.weight"] = down.to(dtype, copy=True).contiguous()
                 tensors[f"{key}.lora_B.weight"] = (solver.precise(W).cpu() @ U).to(dtype).contiguous()
+        if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+            raise ValueError(f"the LoRA overflows {dtype}: use a wider dtype")
         note = {"format": "pt", "rece": json.dumps(self.provenance | {"lora_rank": r, "lora_loss": loss})}
         files.write(tensors, Path(folder, "pytorch_lora_weights.safetensors"), note)
         return loss
@@ -201,6 +274,8 @@ def origin(pipe: DiffusionPipeline) -> dict:
         "base_model": _base_model(pipe),
         "pipeline": type(pipe).__name__,
         "text_encoders": texts.encoders(pipe),
+        "fingerprint": texts.fingerprint(pipe),
+        "layers": solver.sketch(layers.originals(pipe).values()),
         "versions": _versions(),
     }
 
@@ -212,7 +287,7 @@ def _base_model(pipe: DiffusionPipeline) -> str:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+    versions = {"python": ".".join(platform.python_version_tuple()[:2])}
     for package in ("rece", "torch", "diffusers", "transformers"):
         try:
             versions[package] = metadata.version(package)

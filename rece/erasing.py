@@ -1,5 +1,6 @@
 """Erasure: the UCE start and the rounds of RECE, published or anchored, for a pipeline and its concepts."""
 
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -13,6 +14,9 @@ from tqdm import tqdm
 from rece import families, layers, solver, texts
 from rece.certificate import MAX_ROUNDS, until_certified
 from rece.eraser import Eraser, origin
+
+MOST_ROUNDS = 1000  # far beyond those after which nothing is left to erase
+MANY, LARGE = 20, 1e6  # rounds and lambdas beyond which `erase` says what they do
 
 
 def _check_numbers(numbers, name: str, positive: tuple[str, ...]) -> None:
@@ -154,11 +158,7 @@ def erase(
     Source: RECE (arXiv 2407.12383), UCE (arXiv 2308.14761) and RECE's official code; solved through one map (ours).
     """
     concepts = texts.concepts_of(concept)
-    targets = [target] * len(concepts) if isinstance(target, str) else texts.listed(target, "target")
-    if len(targets) != len(concepts):
-        raise ValueError(
-            f"target must be one text or one per concept: {len(targets)} targets for {len(concepts)} concepts"
-        )
+    targets = texts.targets_of(target, concepts)
     preserve = None if preserve is None else texts.listed(preserve, "preserve")
     start, each = _numbers(start, Start, "start"), _numbers(each, Round, "each")
     if start.preserve is None:
@@ -166,13 +166,17 @@ def erase(
     if each.preserve is None:
         each = replace(each, preserve=(" ",) * len(concepts) if preserve is None else ("", *preserve))
     auto = rounds == "auto"
-    if not auto and (isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0):
-        raise ValueError(f'rounds must be a whole number, 0 or more, or "auto", not {rounds!r}')
+    if not auto:
+        solver.whole(least=0, most=MOST_ROUNDS, rounds=rounds)
+    solver.flags(anchored=anchored, relative=relative, pooled=pooled, progress=progress)
     if others is not None and not auto:
         raise ValueError('others is read by rounds="auto" alone: leave it out, or set rounds')
     others = None if others is None else texts.listed(others, "others")
     if layers.fused(pipe) is not None:
         raise ValueError("the pipeline carries an eraser: remove it before computing another one")
+
+    texts.check_erased(pipe, concepts, targets, preserve)
+    texts.check(pipe, others=others or [])
 
     history = {}
     paths = families.paths(pipe) if pooled else ("tokens",)
@@ -196,7 +200,8 @@ def erase(
             scaled_each = replace(each, lamb=each.lamb * scale, derive_lamb=each.derive_lamb / scale)
             steps = _told(maps(G, first, later, scaled, scaled_each, anchored), bar)
             if auto:
-                innocent = [text for text in others or [] if text not in concepts]
+                erased = [texts.ids(pipe, text) for text in concepts]
+                innocent = [text for text in others or [] if texts.ids(pipe, text) not in erased]
                 history[path] = until_certified(pipe, steps, G, words, innocent, progress)
             else:
                 history[path] = list(islice(steps, rounds + 1))
@@ -211,6 +216,14 @@ def erase(
     last = history["pooled"][-1] if "pooled" in history else None
     eraser = Eraser(history["tokens"][-1], provenance, history["tokens"], last)
     eraser._pipe = weakref.ref(pipe)
+    if MANY < provenance["rounds_run"] or max(start.lamb, each.lamb) > LARGE:
+        found = eraser.report(pipe)
+        left, drift = max(found["left"].values()), found["drift"]
+        warnings.warn(
+            f"rounds, lamb: {left:.2f} of a concept's answer is left (1 is untouched), and other texts move by "
+            f"{drift:.2f} of their distance to ' '",
+            stacklevel=2,
+        )
     return eraser
 
 
@@ -228,7 +241,9 @@ def _told(steps: Iterable[Tensor], bar: tqdm) -> Iterator[Tensor]:
 
 
 def _numbers(given: Start | Round | dict, kind: type, name: str) -> Start | Round:
-    if not isinstance(given, dict):
+    if not isinstance(given, dict | kind):
+        raise TypeError(f"{name} must be a {kind.__name__} or a dict of its numbers, not {solver.shown(given)}")
+    if isinstance(given, kind):
         return given
     known = [field.name for field in fields(kind)]
     unknown = [key for key in given if key not in known]

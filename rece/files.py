@@ -1,24 +1,42 @@
 """Files and folders that are whole or not there, and the same bits for the same content."""
 
+import glob
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
+GRACE = 60.0  # seconds after which a file that nobody holds is taken for one that a killed process left
+
 
 def write(tensors: dict[str, Tensor], path: str | Path, note: dict[str, str]) -> None:
-    """Write a safetensors file with the metadata `note`; see `replacing`. Tensors must be contiguous."""
+    """Write a safetensors file with the metadata `note`; see `replacing`. Tensors must be contiguous.
+
+    What a killed process left beside it is removed.
+    """
     data = _sorted(save(tensors, metadata=note))
+    _sweep(Path(path))
     with replacing(path) as file:
         file.write(data)
+
+
+def digest(tensors: dict[str, Tensor], note: dict[str, str]) -> str:
+    """The sha256, in hex, of tensors with their names, types and shapes, and of metadata."""
+    found = hashlib.sha256(json.dumps(note, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 @contextmanager
@@ -33,6 +51,7 @@ def replacing(path: str | Path, beside: str | Path | None = None) -> Iterator[Bi
     part = _beside(path if beside is None else Path(beside, path.name))
     try:
         with open(part, "x+b") as file:
+            _held(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -47,16 +66,19 @@ def replacing_folder(folder: str | Path) -> Iterator[Path]:
 
     So the folder is whole or not there, and never a mixture of an old and a new one. An old folder is removed, so it
     may hold no files but those that the new one has too. Only a killed process leaves a folder behind: `folder`'s name
-    between dots, and some letters.
+    between dots, and some letters. The next one that writes there removes it.
     Raises FileExistsError if `folder` is a file, or holds a file that the new folder does not have.
     """
     folder = Path(folder).resolve()
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file: choose a folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
     part, old = _beside(folder), _beside(folder)
     part.mkdir()
+    held = os.open(part, os.O_RDONLY)
     try:
+        _held(held)
         yield part
         if folder.exists():
             for file in sorted(folder.rglob("*")):
@@ -74,6 +96,7 @@ def replacing_folder(folder: str | Path) -> Iterator[Path]:
                 os.replace(old, folder)
             raise
     finally:
+        os.close(held)
         shutil.rmtree(part, ignore_errors=True)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -82,6 +105,34 @@ def replacing_folder(folder: str | Path) -> Iterator[Path]:
 def _beside(path: Path) -> Path:
     """A hidden name that no other process uses, in the same folder."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+def _held(file: int) -> bool:
+    """Whether this process now holds an open file or folder, which no other does. Where locks are missing: no."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except (ImportError, OSError):
+        return False
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left beside `path`: hidden names of `_beside` that nobody holds, a minute old."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        try:
+            if left.stat().st_mtime > time.time() - GRACE:
+                continue
+            file = os.open(left, os.O_RDONLY)
+            try:
+                dead = _held(file)
+            finally:
+                os.close(file)
+            if dead:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        except OSError:  # another process was quicker
+            continue
 
 
 def sha256(*paths: str | Path) -> str:

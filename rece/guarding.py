@@ -12,7 +12,6 @@ The bound is about keys and values, for one row that serves all layers. It does 
 
 import weakref
 from dataclasses import dataclass
-from importlib import resources
 
 import torch
 from diffusers import DiffusionPipeline
@@ -71,8 +70,8 @@ def guard(
         noto style"): one list for one concept, or a list per concept. More texts guard more, and cost more.
     target: by default the concept is left to whatever allowed answer is nearest. A text (one for all or one each) is
         drawn instead of the concept. Every other embedding then moves more than the bound needs.
-    preserve: texts to keep. By default the words and captions of `everyday`, without those that mean a concept, see
-        `meaning`.
+    preserve: texts to keep. By default the words and captions of `texts.everyday`, without those that mean a concept,
+        see `meaning`.
     mu: the one number that trades guard against drift, in units of the mean squared answer to what is preserved. By
         default the largest of MUS with which preserved texts move no more than DRIFT on average, or else the least.
     rank: how many directions are guarded, or fewer if the texts have fewer. By default as many as there are concepts,
@@ -90,23 +89,21 @@ def guard(
     Raises TypeError or ValueError naming the parameter. Source: ours, see above.
     """
     concepts = texts.concepts_of(concept)
-    named = _further(concepts, synonyms)
+    named = texts.with_synonyms(concepts, synonyms)
     target, given = " " if target is None else target, target is not None
-    targets = [target] * len(concepts) if isinstance(target, str) else texts.listed(target, "target")
-    if len(targets) != len(concepts):
-        raise ValueError(
-            f"target must be one text or one per concept: {len(targets)} targets for {len(concepts)} concepts"
-        )
-    listed = everyday() if preserve is None else texts.listed(preserve, "preserve")
+    targets = texts.targets_of(target, concepts)
+    listed = texts.everyday() if preserve is None else texts.listed(preserve, "preserve")
     share = float(given) if oblique is None else oblique
     solver.fraction(share, "oblique")
     if mu is not None:
         solver.positive(mu, "mu")
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
-        raise ValueError(f"rank must be a whole number, 1 or more, not {rank!r}")
+    solver.whole(rank=1 if rank is None else rank)
+    solver.flags(pooled=pooled, progress=progress)
     if layers.fused(pipe) is not None:
         raise ValueError("the pipeline carries an eraser: remove it before computing another one")
 
+    texts.check_erased(pipe, concepts, targets, preserve)
+    texts.check(pipe, synonyms=[text for some in named for text in some[1:]])
     pairs = [(text, aim) for some, aim in zip(named, targets, strict=True) for text in some]
     maps, numbers, reports, left_out = {}, {}, {}, []
     paths = families.paths(pipe) if pooled else ("tokens",)
@@ -141,11 +138,6 @@ def guard(
     return eraser
 
 
-def everyday() -> list[str]:
-    """Some twelve hundred everyday words and short captions, which `guard` preserves by default: our own choice."""
-    return resources.files("rece").joinpath("everyday.txt").read_text("utf-8").splitlines()
-
-
 def meaning(listed: list[str], X: Tensor, concepts: list[str], C: Tensor) -> list[str]:
     """Those of the listed texts that mean one of the concepts.
 
@@ -156,21 +148,6 @@ def meaning(listed: list[str], X: Tensor, concepts: list[str], C: Tensor) -> lis
     same = (normalize(X - X.mean(0)) @ normalize(C - X.mean(0)).T >= SAME_MEANING).any(1).tolist()
     named = [any(f" {concept.lower()} " in f" {text.lower()} " for concept in concepts) for text in listed]
     return [text for text, *reasons in zip(listed, same, named, strict=True) if any(reasons)]
-
-
-def _further(concepts: list[str], synonyms: list[str] | dict[str, list[str]] | None) -> list[list[str]]:
-    """For each concept all of its texts, its name first."""
-    if isinstance(synonyms, dict):
-        unknown = [name for name in synonyms if name not in concepts]
-        if unknown:
-            raise ValueError(f"synonyms: {unknown[0]!r} is none of the concepts")
-    elif synonyms and len(concepts) > 1:
-        raise ValueError("synonyms must be a dict with a list per concept where there are several concepts")
-    lists = synonyms if isinstance(synonyms, dict) else dict.fromkeys(concepts, synonyms or [])
-    found = [[name, *texts.listed(lists.get(name, []), "synonyms")] for name in concepts]
-    if not all(text.strip() for some in found for text in some):
-        raise ValueError("synonyms must be texts, none of them empty")
-    return found
 
 
 def _erased(

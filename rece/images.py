@@ -29,6 +29,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
+from rece import solver
 from rece.families import reads_tokens_alone
 from rece.files import replacing
 
@@ -69,15 +70,21 @@ def generate(
     """
     if (prompts is None) == (embeds is None):
         raise ValueError("give either prompts or embeds, and not both")
-    if prompts is not None and (isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts)):
+    some = isinstance(prompts, Iterable) and not isinstance(prompts, str)
+    if prompts is not None and not (some and all(isinstance(prompt, str) for prompt in prompts)):
         raise TypeError("prompts must be a list of texts")
     if embeds is not None:
         _check_embeds(pipe, embeds)
     n = len(prompts if embeds is None else embeds)
     if n == 0 or len(seeds) != n:
         raise ValueError(f"seeds must be one number per image: {len(seeds)} seeds for {n} prompts")
-    if steps < 1 or batch_size < 1:
-        raise ValueError(f"steps and batch_size must be 1 or more, not {steps} and {batch_size}")
+    solver.whole(steps=steps, batch_size=batch_size)
+    _, wanted, allowed = COLUMNS["seed"]
+    for seed in seeds:
+        if isinstance(seed, bool) or not allowed(seed):
+            raise ValueError(f"seeds must each be {wanted}, not {solver.shown(seed)}")
+    if isinstance(guidance, bool) or not COLUMNS["guidance"][2](guidance):
+        raise ValueError(f"guidance must be a finite number, not {solver.shown(guidance)}")
     binned = "use_resolution_binning" in inspect.signature(pipe.__call__).parameters
     bare = {"use_resolution_binning": False} if binned else {}
     if (height is None) != (width is None):
@@ -298,7 +305,9 @@ def _begin(folder: Path, run: dict) -> str:
         raise ValueError(f"folder: {path} is damaged: delete this file and draw again") from None
     if differs:
         values = f"{before.get(differs[0])!r:.60} there, but {now.get(differs[0])!r:.60} now"
-        raise ValueError(f"folder: {folder} holds another run ({differs[0]} is {values}): choose another folder")
+        reason = f"folder: {folder} holds another run ({differs[0]} is {values})"
+        remedy = f"set OMP_NUM_THREADS={before.get('threads')}, or " if differs == ["threads"] else ""
+        raise ValueError(f"{reason}: {remedy}choose another folder")
     for left in (*folder.glob(".*.png.*"), *folder.glob(".run.json.*")):
         with suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > LEFTOVER:

@@ -198,6 +198,26 @@ def restore(pipe: DiffusionPipeline) -> None:
     delattr(whole, KEPT)
 
 
+@torch.no_grad()
+def check_fused(pipe: DiffusionPipeline) -> None:
+    """Raises ValueError if the weights are no longer those that `fuse` left: reloaded, trained, or with a LoRA fused.
+
+    Three rows of every layer are computed again, and compared to within the rounding of the weight's dtype.
+    """
+    kept = getattr(model(pipe), KEPT, None)
+    for path, map in {} if kept is None else kept.maps.items():
+        for name, layer in prompt_layers(pipe, path).items():
+            weight, before = weight_of(layer), kept.weights[name]
+            rows = [0, len(weight) // 2, len(weight) - 1]
+            wanted = solver.precise(before[rows])[:, : len(map)] @ map
+            found = solver.precise(weight[rows]).cpu()[:, : len(map)]
+            coarse = max(torch.finfo(one.dtype).eps for one in (weight, before))
+            if not (found - wanted).abs().max() <= 8 * coarse * wanted.abs().max():
+                raise ValueError(
+                    f"the weights of {name} changed since the eraser was applied: load the pipeline anew and apply it"
+                )
+
+
 def originals(pipe: DiffusionPipeline, path: str = "tokens") -> dict[str, Tensor]:
     """The weights of the layers that read a path, (out, d) by name, as they are without any eraser.
 

@@ -8,6 +8,7 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline, SchedulerMixin
 from huggingface_hub import constants
+from safetensors import SafetensorError
 
 from rece.edits import Edit
 
@@ -45,9 +46,12 @@ def load(
     try:
         index = DiffusionPipeline.load_config(model, revision=revision)
         unchecked = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        settings = {"dtype": DTYPES[dtype], "use_safetensors": True} | (unchecked if "safety_checker" in index else {})
-        pipe = DiffusionPipeline.from_pretrained(model, revision=revision, **settings)
-    except (OSError, KeyError) as error:
+        settings = {"dtype": DTYPES[dtype], "use_safetensors": True}
+        whole = _encoders(model, revision, index, settings)
+        settings |= unchecked if "safety_checker" in index else {}
+        pipe = DiffusionPipeline.from_pretrained(model, revision=revision, **settings, **whole).to(device)
+        _check_tokenizers(pipe)
+    except (OSError, KeyError, AttributeError, OverflowError, NotImplementedError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         if folder:
             raise OSError(f"model: the folder {model} is not whole: {reason}") from error
@@ -57,8 +61,33 @@ def load(
     if kind is not None:
         pipe.scheduler = kind.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    pipe.to(device)
     return pipe if edit is None else edit.apply(pipe)
+
+
+def _encoders(model: str | Path, revision: str | None, index: dict, settings: dict) -> dict:
+    """The parts of a pipeline that transformers loads, each with all of its weights: it fills others at random.
+
+    Raises OSError if weights are missing.
+    """
+    found = {}
+    for name, (library, kind) in ((n, part) for n, part in index.items() if isinstance(part, list) and len(part) == 2):
+        kind = getattr(transformers, kind, None) if library == "transformers" and name != "safety_checker" else None
+        if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
+            found[name], told = kind.from_pretrained(
+                model, subfolder=name, revision=revision, output_loading_info=True, **settings
+            )
+            if missing := sorted(told["missing_keys"]):
+                raise OSError(f"{name} lacks {len(missing)} weights, such as {missing[0]}")
+    return found
+
+
+def _check_tokenizers(pipe: DiffusionPipeline) -> None:
+    """Raises OSError for a tokenizer without a vocabulary: without its files one of two tokens is made."""
+    for n in ("", "_2", "_3"):
+        tokenizer, encoder = (getattr(pipe, f"{part}{n}", None) for part in ("tokenizer", "text_encoder"))
+        size = getattr(getattr(encoder, "config", None), "vocab_size", 0)
+        if tokenizer is not None and len(tokenizer) < 0.9 * size:
+            raise OSError(f"tokenizer{n} knows {len(tokenizer)} tokens, and text_encoder{n} has {size}")
 
 
 def local(model: str | Path, revision: str | None) -> Path | None:

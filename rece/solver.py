@@ -20,6 +20,8 @@ REGULARISERS = ("zero", "target", "surrogate1", "surrogate2", "both")
 # type is of that size (5e-4).
 MAX_CONDITION = 1e12
 
+MOST = 1e30  # of any number that a user gives: sums of its squares still are far from float64's end
+
 
 def edit_map(
     K: Tensor,
@@ -241,17 +243,54 @@ def precise(x: Tensor) -> Tensor:
     return x.detach().to(device).to(torch.float64)
 
 
+def sketch(tensors: Iterable[Tensor]) -> list[float]:
+    """Four numbers that tell sets of weights apart, whatever their dtype: see `alike`. It reads eight entries of each.
+
+    Weights on another machine or disk are left out.
+    """
+    parts = [one.detach().flatten()[:: max(1, one.numel() // 8)].cpu().double() for one in tensors if not one.is_meta]
+    x = torch.cat(parts or [torch.zeros(1, dtype=torch.float64)])
+    angles = torch.arange(len(x), dtype=torch.float64)[:, None] * torch.arange(1, 5)
+    return [float(f"{number:.6g}") for number in (x / x.norm().clamp(min=1e-30) @ angles.cos()).tolist()]
+
+
+def alike(some: list[float], other: list[float]) -> bool:
+    """Whether two sketches are of the same weights, up to the rounding of bfloat16."""
+    return len(some) == len(other) and all(abs(a - b) < 0.02 for a, b in zip(some, other, strict=True))
+
+
 def positive(value: float, name: str, or_zero: bool = False) -> None:
-    """Raises ValueError unless value is a positive (or zero, if allowed) finite number."""
+    """Raises ValueError unless value is a positive (or zero, if allowed) number, and at most MOST."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0 or (value == 0 and not or_zero):
-        raise ValueError(f"{name} must be a {'non-negative' if or_zero else 'positive'} finite number, not {value!r}")
+    if not number or not 0 <= value <= MOST or not (value or or_zero):
+        kind = "non-negative" if or_zero else "positive"
+        raise ValueError(f"{name} must be a {kind} finite number, {MOST:.0e} at most, not {shown(value)}")
 
 
 def fraction(value: float, name: str) -> None:
     """Raises ValueError unless value is a number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}")
+        raise ValueError(f"{name} must be a number from 0 to 1, not {shown(value)}")
+
+
+def whole(least: int = 1, most: int = 10**6, **counts: int) -> None:
+    """Raises ValueError, naming the parameter, unless all are whole numbers from `least` to `most`."""
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or not least <= count <= most:
+            raise ValueError(f"{name} must be a whole number, {least} or more ({most:,} at most), not {shown(count)}")
+
+
+def flags(**values: bool) -> None:
+    """Raises TypeError, naming the parameter, unless all are True or False."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, not {shown(value)}")
+
+
+def shown(value, length: int = 60) -> str:
+    """A value as a message shows it: on one line, and not longer than this."""
+    text = "a very large number" if isinstance(value, int) and abs(value) > MOST else " ".join(repr(value).split())
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 def _rows(x: Tensor, name: str) -> Tensor:

@@ -4,8 +4,10 @@ The pooled embedding is a text space of its own with a single position.
 """
 
 import inspect
+import warnings
 from collections import Counter
 from collections.abc import Iterator
+from importlib import resources
 
 import torch
 from diffusers import DiffusionPipeline
@@ -29,6 +31,12 @@ def encoders(pipe: DiffusionPipeline) -> list[str]:
         for e in found
         if e is not None
     ]
+
+
+def fingerprint(pipe: DiffusionPipeline) -> list[float]:
+    """Numbers that tell text encoders with other weights apart, see `solver.sketch`."""
+    encoders = [getattr(pipe, f"text_encoder{n}", None) for n in ("", "_2", "_3")]
+    return [number for one in encoders if one is not None for number in solver.sketch(one.parameters())]
 
 
 @torch.no_grad()
@@ -156,12 +164,114 @@ def matched(pipe: DiffusionPipeline, concept: str, target: str, path: str = "tok
     return rows, aims
 
 
+def everyday() -> list[str]:
+    """Some twelve hundred everyday words and short captions, which `guard` preserves by default: our own choice."""
+    return resources.files("rece").joinpath("everyday.txt").read_text("utf-8").splitlines()
+
+
 def concepts_of(concept: str | list[str]) -> list[str]:
     """One text or several as a list. Raises TypeError or ValueError if it is no text, or one is empty."""
     concepts = [concept] if isinstance(concept, str) else listed(concept, "concept")
     if not concepts or not all(text.strip() for text in concepts):
         raise ValueError("concept must be a text, or a list of texts, none of them empty")
     return concepts
+
+
+def ids(pipe: DiffusionPipeline, text: str) -> list[list[int]]:
+    """The tokens of a text without those that open and close it, a list per tokenizer, not cut.
+
+    Two texts with the same tokens are one text to the model.
+    """
+    tidy = family(pipe).tidy
+    text = text if tidy is None else getattr(pipe, tidy)(text)[0]
+    tokenizers = [tokenizer for _, _, tokenizer in _segments(pipe, "tokens") if tokenizer]
+    return [tokenizer(text, add_special_tokens=False, verbose=False).input_ids for tokenizer in tokenizers]
+
+
+def check(pipe: DiffusionPipeline, **lists: list[str]) -> None:
+    """Raises ValueError, naming the parameter, if the model would not read one of the texts as it stands.
+
+    That is a text with a sign that nobody sees, with the name of a special token, or longer than the model reads.
+    """
+    tokenizers = [tokenizer for _, _, tokenizer in _segments(pipe, "tokens") if tokenizer]
+    special = {name.lower() for one in tokenizers for name in one.all_special_tokens if len(name) > 1}
+    for name, some in lists.items():
+        for text in dict.fromkeys(some):
+            hidden = next((sign for sign in text if not sign.isprintable() and not sign.isspace()), None)
+            if hidden is not None:
+                raise ValueError(f"{name}: {ascii(text)[:60]} holds {ascii(hidden)}, which nobody sees: leave it out")
+            if found := [token for token in special if token in text.lower()]:
+                raise ValueError(f"{name}: {solver.shown(text)} holds {found[0]}, a special token: leave it out")
+            if over := beyond(pipe, text):
+                raise ValueError(
+                    f"{name}: {solver.shown(text)} has {over} tokens more than this model reads: shorten it"
+                )
+
+
+def beyond(pipe: DiffusionPipeline, text: str) -> int:
+    """How many tokens of a text the model does not read, as it reads so many positions and no more."""
+    segments = [(end - start, tokenizer) for start, end, tokenizer in _segments(pipe, "tokens") if tokenizer]
+    rooms = [room - tokenizer.num_special_tokens_to_add() for room, tokenizer in segments]
+    return max([0, *(len(own) - room for own, room in zip(ids(pipe, text), rooms, strict=True))])
+
+
+def check_erased(
+    pipe: DiffusionPipeline, concepts: list[str], targets: list[str], preserve: list[str] | None = None
+) -> None:
+    """Raises ValueError, naming the parameter, if `check` does, a concept stands twice, or a target names its concept.
+
+    Two spellings of the same tokens are one concept. Warns of a concept that ends in a sign such as a full stop, as
+    the edit acts on its last token, and of one that is preserved too.
+    """
+    check(pipe, concept=concepts, target=targets)
+    seen, kept = {}, {str(ids(pipe, text)): text for text in dict.fromkeys(preserve or [])}
+    for concept, target in zip(concepts, targets, strict=True):
+        own = ids(pipe, concept)
+        if str(own) in seen:
+            raise ValueError(f"concept: {concept!r} is the same tokens as {seen[str(own)]!r}: give it once")
+        seen[str(own)] = concept
+        if any(part and _within(part, whole) for part, whole in zip(own, ids(pipe, target), strict=True)):
+            raise ValueError(f"target: {target!r} names the concept {concept!r}: choose a text without it")
+        if not concept.rstrip()[-1].isalnum():
+            warnings.warn(
+                f"concept: {concept!r} ends in {concept.rstrip()[-1]!r}: the edit acts on that token, in every text",
+                stacklevel=3,
+            )
+        if str(own) in kept:
+            warnings.warn(f"preserve: {kept[str(own)]!r} is erased too, which weakens both", stacklevel=3)
+
+
+def _within(part: list[int], whole: list[int]) -> bool:
+    """Whether the tokens of one text stand in another's, in their order and side by side."""
+    return any(whole[n : n + len(part)] == part for n in range(len(whole) - len(part) + 1))
+
+
+def with_synonyms(concepts: list[str], synonyms: list[str] | dict[str, list[str]] | None) -> list[list[str]]:
+    """For each concept all of its texts, its name first.
+
+    synonyms: one list for one concept, or a list per concept. Raises TypeError or ValueError naming the parameter.
+    """
+    if isinstance(synonyms, dict):
+        unknown = [name for name in synonyms if name not in concepts]
+        if unknown:
+            raise ValueError(f"synonyms: {unknown[0]!r} is none of the concepts")
+    elif synonyms and len(concepts) > 1:
+        raise ValueError("synonyms must be a dict with a list per concept where there are several concepts")
+    lists = synonyms if isinstance(synonyms, dict) else dict.fromkeys(concepts, synonyms or [])
+    found = [[name, *listed(lists.get(name, []), "synonyms")] for name in concepts]
+    if not all(text.strip() for some in found for text in some):
+        raise ValueError("synonyms must be texts, none of them empty")
+    return found
+
+
+def targets_of(target: str | list[str], concepts: list[str]) -> list[str]:
+    """One target per concept. Raises TypeError or ValueError if they are not texts, one or as many as concepts."""
+    targets = [target] * len(concepts) if isinstance(target, str) else listed(target, "target")
+    if len(targets) != len(concepts):
+        raise ValueError(
+            f"target must be one text or one per concept: {len(targets)} targets for {len(concepts)} concepts"
+        )
+    return targets
 
 
 def listed(value: list[str], name: str) -> list[str]:

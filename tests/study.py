@@ -53,7 +53,7 @@ def evaluation(images=None, **scores):
 
 
 def victims_of(pipe, concept="dog"):
-    return {"original": pipe, "uce": experiment.victim(pipe, rece.erase(pipe, concept, rounds=0, progress=False))}
+    return {"original": pipe, "uce": rece.erase(pipe, concept, rounds=0, progress=False).copy_of(pipe)}
 
 
 def attacked(folder, spec, victims, attack=QUICK):

@@ -107,7 +107,7 @@ def test_what_differs_is_counted(emoji):
     name = "unet.conv_in.bias"
     bias = emoji.unet.conv_in.bias
     edit = Weights({name: np_indices(bias)}, {"seconds": 2.0})
-    victim = experiment.victim(emoji, edit)
+    victim = edit.copy_of(emoji)
     assert arena.changed(emoji, victim, edit) == 2
     row = arena.measures(emoji, victim, edit, WORLD, DOG, GENERATE)
     assert row["guarded"] == 0 and row["changed"] == 2 and row["bytes"] == 8 and row["against_uce"] > 0
@@ -130,7 +130,7 @@ def test_attacks_read_the_encoder_that_the_victim_has(emoji, judge, monkeypatch)
     name = next(name for name, _ in emoji.text_encoder.named_parameters() if name.endswith("fc1.bias"))
     for part, own in {f"text_encoder.{name}": True, "unet.conv_in.bias": False}.items():
         bias = dict(emoji.text_encoder.named_parameters())[name] if own else emoji.unet.conv_in.bias
-        victim = experiment.victim(emoji, Weights({part: np_indices(bias)}))
+        victim = Weights({part: np_indices(bias)}).copy_of(emoji)
         fair.measured(emoji, victim, judge, WORLD, DOG, FAIR | {"kept": {}}, GENERATE, {"mma": {"n": 1}})
         assert asked.pop() == ((victim, victim) if own else (emoji, emoji))
 

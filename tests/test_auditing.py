@@ -12,7 +12,7 @@ import rece
 from rece import layers, methods
 from rece.emoji import world as worlds
 from rece.judges.embedded import Judge
-from rece.study import auditing, config, experiment, fair, plan
+from rece.study import auditing, config, fair, plan
 
 WORLD = worlds.load()
 FAIR = params()["fair"] | {"per": {"object": 2}, "kept": {"neighbour": 2, "other": 2}}
@@ -78,7 +78,7 @@ def test_prompts_found_against_one_method_are_drawn_by_all(emoji, judge):
     table = auditing.transferred(emoji, judge, *given, budgets)
     assert table.groupby(["source", "method"]).case.apply(list).map([0, 1].__eq__).all()
     assert set(zip(table.source, table.method, strict=True)) == {(a, b) for a in METHODS for b in METHODS}
-    victim = experiment.victim(emoji, fair.eraser(emoji, WORLD, DOG, "uce", "names", {}))
+    victim = fair.eraser(emoji, WORLD, DOG, "uce", "names", {}).copy_of(emoji)
     own = fair.measured(emoji, victim, judge, WORLD, DOG, FAIR | {"kept": {}}, GENERATE, budgets)
     moved = table[(table.source == "uce") & (table.method == "uce")]
     assert list(moved.top) == list(own.top) and list(moved.sure) == list(own.sure)

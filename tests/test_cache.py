@@ -31,11 +31,11 @@ def attempt(victim, pipe, cases=CASES, **budget):
 
 
 def test_an_attack_is_run_once_and_again_for_another_eraser_budget_or_seed(pipe, runs):
-    victim = experiment.victim(pipe, eraser(0.9))
+    victim = eraser(0.9).copy_of(pipe)
     first, second = attempt(victim, pipe), attempt(victim, pipe, n=2)
     assert len(runs) == 1 and torch.equal(first.embeds, second.embeds) and second.seconds == 0
     assert vars(first) | {"embeds": None, "seconds": 0.0} == vars(second) | {"embeds": None}
-    attempt(experiment.victim(pipe, eraser(0.8)), pipe)
+    attempt(eraser(0.8).copy_of(pipe), pipe)
     attempt(victim, pipe, lamb=0.2)
     attempt(victim, pipe, CASES.assign(seed=[1, 3]))
     assert len(runs) == 4
@@ -43,7 +43,7 @@ def test_an_attack_is_run_once_and_again_for_another_eraser_budget_or_seed(pipe,
 
 def test_an_attack_that_looks_at_no_victim_is_run_once_for_all(pipe, runs):
     for scale in (0.9, 0.8):
-        victim = experiment.victim(pipe, eraser(scale))
+        victim = eraser(scale).copy_of(pipe)
         experiment.attempt("plain", victim, pipe, CASES, None, KNOWN, {})
     assert len(runs) == 1
 
@@ -54,7 +54,7 @@ def test_images_are_drawn_once_and_again_for_another_model_or_sampler(pipe, monk
     first = experiment.images_of(pipe, CASES, GENERATE)
     assert np.array_equal(first, generate(pipe, list(CASES.prompt), [1, 2], **GENERATE))
     assert np.array_equal(first, experiment.images_of(pipe, CASES, GENERATE)) and len(runs) == 1
-    other = experiment.images_of(experiment.victim(pipe, eraser(0.5)), CASES, GENERATE)
+    other = experiment.images_of(eraser(0.5).copy_of(pipe), CASES, GENERATE)
     experiment.images_of(pipe, CASES, GENERATE | {"guidance": 4.0})
     assert len(runs) == 3 and not np.array_equal(first, other)
 

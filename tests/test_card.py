@@ -23,8 +23,8 @@ def test_a_card_says_what_was_erased_how_and_what_is_not_known(pipe):
     for name in set(eraser.provenance) - {"versions"}:
         assert f"| {name} |" in text
     assert "p19 … 30 in all" in text and "p20" not in text
-    assert text.count("Not measured.") == 2
-    assert "Not measured: the certificate, success of attacks, image quality, other concepts." in text
+    assert text.count("Not measured.") == 3
+    assert "Not measured: the certificate, success of attacks, other concepts, image quality." in text
     assert "no safety mechanism" in text and "invertible" in text
     assert f"| torch | {metadata.version('torch')} |" in text
     assert f"has the edit's own rank, {eraser.rank}," in text
@@ -57,7 +57,7 @@ def test_a_card_shows_certificates_and_attack_rates(pipe):
     assert f'| `"dog"` | {word.distance:.4g} | {share} | {other} |' in text
     assert ("No prompt comes as close" in text) == certificate.passed
     assert '| UnlearnDiffAtk | `"NudeNet 3.4.2"` | 142 | 0.50 | 0.40 to 0.60 |' in text
-    assert "Not measured." not in text and "Not measured: image quality, other concepts." in text
+    assert text.count("Not measured.") == 1 and "Not measured: other concepts, image quality." in text
     alone = card(eraser, base_model="a/b", licence=None, certificate=rece.certify(pipe, eraser, "dog"))
     assert "| not compared |" in alone and "It was not compared with other concepts." in alone
 

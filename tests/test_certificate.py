@@ -10,7 +10,7 @@ from torch.testing import assert_close
 import rece
 from rece import attacks, certificate, families, layers, solver, texts
 from rece.emoji import world as worlds
-from rece.study import config, experiment
+from rece.study import config
 
 F64 = torch.float64
 
@@ -224,7 +224,7 @@ def test_bad_input_is_named(pipe):
 
 def test_reachable_attack_feeds_the_certificates_minimisers(pipe):
     eraser = rece.erase(pipe, "dog", rounds=1, progress=False)
-    victim = experiment.victim(pipe, eraser)
+    victim = eraser.copy_of(pipe)
     found = attacks.run("reachable", victim, ["dog", "a dog"], [1, 2], original=pipe, concept={"name": "dog"})
     certificate = rece.certify(pipe, eraser, "dog")
     assert_close(found.embeds[0, 1:], certificate.minimisers)

@@ -17,6 +17,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from project import ROOT
 from safetensors.torch import load_file, save_file
 
 import rece
@@ -82,7 +83,9 @@ def run(*words, code=0):
 
 
 def same(found, expected):
-    return torch.equal(found.map, expected.map) and found.provenance == expected.provenance
+    """Whether two erasers are equal, but for the report that `rece erase` adds."""
+    report = {"report": found.provenance["report"]}
+    return torch.equal(found.map, expected.map) and found.provenance == expected.provenance | report
 
 
 def test_erase_is_the_librarys(model, dog):
@@ -570,7 +573,11 @@ def test_draw_that_is_stopped_goes_on_to_the_same_files(model, prompts, tmp_path
     generate, asked = images.generate, []
 
     def drawn(folder, sign=None):
-        """Runs the command. The signal comes when it begins to draw its second batch."""
+        """Runs the command. The signal comes when it begins to draw its second batch.
+
+        A process in the background begins with SIGINT ignored.
+        """
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
         def counting(*given, seeds, **settings):
             asked.append(seeds)
@@ -596,7 +603,8 @@ def test_draw_that_is_stopped_goes_on_to_the_same_files(model, prompts, tmp_path
         return {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir() if path.name[0] != "."}
 
     assert drawn("whole") == 0 and asked == [[0, 1], [2, 3], [4, 5]]
-    for folder, sign, code in (("killed", signal.SIGKILL, -9), ("interrupted", signal.SIGINT, 130)):
+    signs = {"killed": (signal.SIGKILL, -9), "ended": (signal.SIGTERM, 130), "interrupted": (signal.SIGINT, 130)}
+    for folder, (sign, code) in signs.items():
         assert ended(folder, sign) == [code] and sorted(bits(folder)) == ["0.png", "1.png", "run.json"]
         err = capfd.readouterr().err
         assert drawn(folder) == 0 and asked == [[2, 3], [4, 5]] and bits(folder) == bits("whole")
@@ -675,3 +683,29 @@ def test_erase_by_a_method_of_another_kind(model, tmp_path, capsys, fails):
     assert "method must be one of adavd" in fails(*given, "esd_q")
     run(*given, "uce", "--start-lamb", 5)
     assert rece.Eraser.load(tmp_path / "x.safetensors").provenance["start"]["lamb"] == 5
+
+
+def test_a_preset_is_named_and_what_is_given_goes_before_it(model, tmp_path, capsys, fails):
+    file = tmp_path / "e.safetensors"
+    run("erase", model, "dog", "--preset", "sd1-style", "--set", "each.lamb=0.5", "rounds=0", "-o", file)
+    made, expected = rece.Eraser.load(file), {"lamb": 0.5, "erase_scale": 1.0, "preserve_scale": 1.0, "tokens": "rest"}
+    assert "note: preset sd1-style: RECE's code, for an artist" in capsys.readouterr().err
+    assert made.provenance["target"] == ["art"] and made.provenance["rounds"] == 0
+    assert made.provenance["start"] | expected | {"preserve_scale": 0.1} == made.provenance["start"]
+    assert (made.provenance["each"]["lamb"], made.provenance["each"]["derive_lamb"]) == (0.5, 0.001)
+    assert "--preset must be one of sd1-nudity," in fails(
+        "erase", model, "dog", "--preset", "best", "-o", tmp_path / "x.safetensors"
+    )
+
+
+def test_erase_says_what_is_left_and_notices_a_typo(tmp_path, capsys):
+    for word in ("dog", "dgo"):
+        run("erase", ROOT / "data/emoji-diffusion", word, "--relative", "-o", tmp_path / f"{word}.safetensors")
+    said = capsys.readouterr()
+    assert "left: 'dog' 0." in said.out and "drift: other texts move 0." in said.out
+    assert (
+        re.search(r"note: 'dgo' is read in \d pieces. Near to it, .*'dog' ", said.err)
+        and "'dog' is read" not in said.err
+    )
+    report = rece.Eraser.load(tmp_path / "dog.safetensors").provenance["report"]
+    assert list(report["left"]) == ["dog"] and len(report["moved"]) == 5 and 0 < report["drift"] < 1

@@ -8,7 +8,6 @@ import rece
 from rece import layers, methods
 from rece.edits import CARRIED, Edit, Hooks, Weights
 from rece.images import fingerprint, generate
-from rece.study import experiment
 
 QUICK = {"steps": 2, "batch_size": 2, "progress": False}
 NAME = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -82,9 +81,9 @@ def parameters(pipe):
 
 def test_a_victim_shares_the_parts_that_its_edit_leaves_alone(pipe):
     first = next(name for name in changes(pipe) if name.startswith("text_encoder"))
-    victim = experiment.victim(pipe, Weights({first: changes(pipe)[first]}))
+    victim = Weights({first: changes(pipe)[first]}).copy_of(pipe)
     assert victim.unet is pipe.unet and victim.text_encoder is not pipe.text_encoder
-    assert experiment.victim(pipe, hook(pipe)).text_encoder is pipe.text_encoder
+    assert hook(pipe).copy_of(pipe).text_encoder is pipe.text_encoder
     assert not hasattr(pipe.text_encoder, CARRIED) and not hasattr(pipe.unet, CARRIED)
 
 

@@ -14,7 +14,7 @@ from rece import layers, methods
 from rece.__main__ import app
 from rece.emoji import world as worlds
 from rece.sharing import export
-from rece.study import config, entry, experiment, fair
+from rece.study import config, entry, fair
 
 WORLD = worlds.load()
 METHOD = '''
@@ -68,18 +68,18 @@ def test_every_kind_of_file_is_read_as_the_edit_that_it_is(emoji, eraser, tmp_pa
     eraser.save(tmp_path / "map.safetensors")
     eraser.save_lora(tmp_path / "lora", pipe=emoji)
     export.save_weights(eraser, emoji, tmp_path / "weights.safetensors")
-    victim = experiment.victim(emoji, eraser)
+    victim = eraser.copy_of(emoji)
     victim.unet.save_pretrained(tmp_path / "unet")
     encoder = methods.run("hirm", emoji, "dog", iterations=1, progress=False)
-    changed = experiment.victim(emoji, encoder)
+    changed = encoder.copy_of(emoji)
     changed.text_encoder.save_pretrained(tmp_path / "encoder")
     wanted = {name: layer.weight for name, layer in layers.prompt_layers(victim).items()}
     files = ["map.safetensors", "lora/pytorch_lora_weights.safetensors", "weights.safetensors", "unet"]
     for file in files:
-        found = experiment.victim(emoji, entry.read(emoji, tmp_path / file))
+        found = entry.read(emoji, tmp_path / file).copy_of(emoji)
         for name, layer in layers.prompt_layers(found).items():
             torch.testing.assert_close(layer.weight, wanted[name], atol=2e-5, rtol=1e-4)
-    found = experiment.victim(emoji, entry.read(emoji, tmp_path / "encoder"))
+    found = entry.read(emoji, tmp_path / "encoder").copy_of(emoji)
     for name, one in changed.text_encoder.named_parameters():
         torch.testing.assert_close(dict(found.text_encoder.named_parameters())[name], one)
 

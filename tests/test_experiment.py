@@ -42,7 +42,7 @@ def test_a_missing_stage_output_names_the_stage(tmp_path, pipe):
 def test_a_victim_is_edited_and_leaves_the_original_alone(pipe):
     name, layer = next((n, m) for n, m in pipe.unet.named_modules() if n.endswith("attn2.to_k"))
     before, d = layer.weight.detach().clone(), layer.in_features
-    edited = experiment.victim(pipe, Eraser(2 * torch.eye(d, dtype=torch.float64)))
+    edited = Eraser(2 * torch.eye(d, dtype=torch.float64)).copy_of(pipe)
     torch.testing.assert_close(edited.unet.get_submodule(name).weight, 2 * before)
     assert torch.equal(layer.weight, before)
 
@@ -53,7 +53,7 @@ def drawn(tmp_path_factory):
     folder, pipe, never = tmp_path_factory.mktemp("attempts"), tiny.sd(), tiny.sd(seed=1)
     d = next(m for n, m in pipe.unet.named_modules() if n.endswith("attn2.to_k")).in_features
     erased = {name: Eraser(scale * torch.eye(d, dtype=torch.float64)) for name, scale in (("uce", 0.5), ("rece", 0.1))}
-    victims = {"original": pipe, **{name: experiment.victim(pipe, eraser) for name, eraser in erased.items()}}
+    victims = {"original": pipe, **{name: eraser.copy_of(pipe) for name, eraser in erased.items()}}
     victims["control"] = never
     attack = {"n": 4, "seed": 0, "budget": "quick", "quick": BUDGETS}
     for name, budget in experiment.budgets(attack, SPECS["dog"]).items():

@@ -281,3 +281,32 @@ def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
         export.push_to_hub(tmp_path, "me/dog", token="none")
     with pytest.raises(ValueError, match="a/b/c"):
         export.push_to_hub(tmp_path, "a/b/c", token="none")
+
+
+@pytest.mark.parametrize("make", [tiny.sd, tiny.sdxl])
+def test_a_lora_in_kohyas_form_draws_what_the_eraser_draws(make, tmp_path):
+    pipe = make()
+    eraser = rece.erase(pipe, "dog", pooled=False, **tiny.numbers())
+    export.save_kohya(eraser, pipe, tmp_path / "dog.safetensors")
+    keys = load_file(tmp_path / "dog.safetensors")
+    assert all(re.fullmatch(r"lora_unet_\w+\.(lora_down\.weight|lora_up\.weight|alpha)", key) for key in keys)
+    names = [name for path in families.paths(pipe) for name in layers.prompt_layers(pipe, path)]
+    plain = images(pipe)
+    pipe.load_lora_weights(tmp_path, weight_name="dog.safetensors")
+    lora, drawn = tiny.matrices(pipe.unet, names), images(pipe)
+    pipe.unload_lora_weights()
+    with eraser.on(pipe):
+        for name, W in tiny.matrices(pipe.unet, names).items():  # the pooled path's too, which are left alone
+            assert (lora[name] - W).norm() <= 1e-6 * W.norm()
+    assert (drawn - plain).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("make", "message"), [(tiny.sd3, "pipe must have a UNet"), (tiny.sdxl, "make the eraser with pooled=False")]
+)
+def test_what_kohyas_form_cannot_hold_is_refused(make, message, tmp_path):
+    pipe = make()
+    eraser = rece.erase(pipe, "dog", **tiny.numbers())
+    with pytest.raises(ValueError, match=message):
+        export.save_kohya(eraser, pipe, tmp_path / "dog.safetensors")
+    assert not list(tmp_path.iterdir())

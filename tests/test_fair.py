@@ -153,7 +153,7 @@ def test_relearning_trains_the_layers_that_read_the_prompt_and_nothing_else(emoj
     how = {"lr": 1e-3, "batch_size": 2, "generate_as": {"steps": 1, "batch_size": 2, "progress": False}}
     learnt = []
     for _ in range(2):
-        model = experiment.victim(emoji, erased)
+        model = erased.copy_of(emoji)
         start = {name: weight.clone() for name, weight in model.unet.state_dict().items()}
         seen = [
             (done, {name: weight.clone() for name, weight in model.unet.state_dict().items()})
@@ -171,7 +171,7 @@ def test_relearning_trains_the_layers_that_read_the_prompt_and_nothing_else(emoj
 
 @pytest.mark.parametrize("learn", ["unet", "lora"])
 def test_relearning_can_train_all_of_the_unet_or_an_adapter(emoji, learn):
-    model = experiment.victim(emoji, rece.guard(emoji, "dog", preserve=["cat"], mu=1.0, progress=False))
+    model = rece.guard(emoji, "dog", preserve=["cat"], mu=1.0, progress=False).copy_of(emoji)
     start = {name: weight.clone() for name, weight in model.unet.state_dict().items()}
     how = {
         "lr": 1e-3,

@@ -311,7 +311,7 @@ def test_gram_is_computed_once_until_a_weight_changes(pipe, monkeypatch):
 
 
 def test_the_everyday_list_is_kept_but_for_what_means_the_concept():
-    listed = guarding.everyday()
+    listed = texts.everyday()
     assert 1000 < len(listed) == len(set(listed)) < 1500 and all(text == text.strip().lower() for text in listed)
     pipe = loading.load("data/emoji-diffusion")
     eraser = rece.guard(pipe, "dog", progress=False)
@@ -373,7 +373,7 @@ def test_bad_input_is_named_before_anything_is_computed(pipe, given, message, mo
 
 
 def test_a_target_that_is_the_concept_and_a_share_out_of_range_are_named(pipe):
-    with pytest.raises(ValueError, match="concept: the target of 'dog' is the same text"):
+    with pytest.raises(ValueError, match="target: 'dog' names the concept 'dog'"):
         rece.guard(pipe, "dog", target="dog", preserve=KEPT, progress=False)
     for share in (2.0, math.nan):
         with pytest.raises(ValueError, match="oblique must be a number from 0 to 1"):

@@ -106,8 +106,8 @@ def test_the_pipeline_is_left_as_it_was(pipe, fails, monkeypatch):
         ({"embeds": torch.zeros(24, 32), "seeds": [1]}, TypeError, "embeds must be"),
         ({"embeds": torch.zeros(1, 24, 32, dtype=torch.long), "seeds": [1]}, TypeError, "embeds must be"),
         ({"embeds": torch.full((1, 24, 32), torch.nan), "seeds": [1]}, ValueError, "embeds holds"),
-        ({"prompts": ["a"], "seeds": [1], "steps": 0}, ValueError, "steps and batch_size"),
-        ({"prompts": ["a"], "seeds": [1], "batch_size": 0}, ValueError, "steps and batch_size"),
+        ({"prompts": ["a"], "seeds": [1], "steps": 0}, ValueError, "steps must be a whole"),
+        ({"prompts": ["a"], "seeds": [1], "batch_size": 0}, ValueError, "batch_size must be a whole"),
     ],
 )
 def test_bad_input(pipe, arguments, error, message):

@@ -72,8 +72,8 @@ def test_load(checkout):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"name": "nudnet"}, "name must be one of classifier, nudenet, q16.*'nudnet'"),
-        ({"threshold": 0.5}, "name must be one of classifier, nudenet, q16"),
+        ({"name": "nudnet"}, "name must be one of classifier, clip, nudenet, q16.*'nudnet'"),
+        ({"threshold": 0.5}, "name must be one of classifier, clip, nudenet, q16"),
         ({}, "name must be one of"),
         (3, "name must be one of .* not 3"),
         ({"name": "nudenet", "treshold": 0.5}, "nudenet: .* 'treshold'; its settings are threshold, classes"),

@@ -16,8 +16,9 @@ from project import PAPER, ROOT, files, stages
 from safetensors.torch import save_file
 from study import GENERATE, SIZES, WORLD, attacked, evaluation, spec_of, write
 
-from rece import attacks, judges, methods
+from rece import attacks, erasing, judges, methods
 from rece.images import generate
+from rece.presets import PRESETS
 from rece.sharing.prompts import read
 from rece.study import certified, config, experiment, paper, plan, preservation, statistics
 from rece.study.run import run as run_notebook
@@ -82,6 +83,21 @@ def test_erasers_have_the_published_numbers():
             erased(f"object-{slug(name)}", [name], " ", rounds, lamb, preserve=[])
     named = ["nudity", "unsafe", *map(artist, painters), *(f"object-{slug(name)}" for name in HARD + EASY + LEFT)]
     assert sorted(PARAMS["concepts"]) == sorted(named) == sorted(SPECS) and len(named) == 22
+
+
+@pytest.mark.parametrize(
+    ("preset", "concept"),
+    [("nudity", "nudity"), ("unsafe", "unsafe"), ("style", "artist-van-gogh"), ("object", "object-church")],
+)
+def test_presets_are_the_published_numbers(preset, concept):
+    spec, given = SPECS[concept], PRESETS[f"sd1-{preset}"].settings
+    found = plan.numbers(
+        {"erase": spec["erase"], "target": spec["target"], "numbers": spec["numbers"]}, "rece", PARAMS["erase"]["rece"]
+    )
+    start, each = (given.get(name, {}) for name in ("start", "each"))
+    assert (found["rounds"], found["target"]) == (given["rounds"], given.get("target", " "))
+    assert erasing.Start(**found["start"]) == erasing.Start(**start)
+    assert erasing.Round(**found["each"]) == erasing.Round(**each) and found.get("preserve") == given.get("preserve")
 
 
 def test_images_attacks_and_judges_have_the_published_numbers():

@@ -16,7 +16,6 @@ from packaging.utils import canonicalize_name
 from project import PAPER, ROOT, code_of, files, imported, params, stage_notebooks, stages
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-SHARING = {"double_projections_target", "gloce", "pure"}
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib"}
 
 
@@ -126,14 +125,13 @@ def test_a_stage_depends_on_what_its_notebook_imports_and_on_nothing_else(stage)
     wanted = set(imported(run.notebook))
     if "method" in run.passed:  # its file, and what that imports of the folder's own
         file = f"rece/methods/{run.passed['method']}.py"
-        wanted |= {file, *(f"rece/methods/{name}.py" for name in ("_esd", "_tokens", "_training"))}
-        # These share code with another method, which the one list of the matrix does not name: after a change of it
-        # they are to be rerun by hand, `make arena METHOD=…`.
-        assert (wanted >= set(imported(file))) == (run.passed["method"] not in SHARING)
+        shared = ("_esd", "_tokens", "_training", "_watching", "double_projections")
+        wanted |= {file, *(f"rece/methods/{name}.py" for name in shared)}
+        assert wanted >= set(imported(file))
     if "rece/study/auditing.py" in wanted:  # which finds audits and the arena's methods by name
         found = ("rece/audits", "rece/methods")
         wanted = {*found, *(file for file in wanted if not file.startswith(found))}
-    assert sorted(dep for dep in stage.deps if dep.startswith("rece")) == sorted(wanted)
+    assert {dep for dep in stage.deps if dep.startswith("rece")} == wanted
 
 
 @pytest.mark.parametrize("notebook", stage_notebooks())

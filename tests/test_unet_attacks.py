@@ -409,7 +409,7 @@ def test_models_are_left_alone_and_bf16_runs(victim, pipe, name):
     [
         ({"updates": 0}, "updates must be"),
         ({"check_every": 1.5}, "check_every must be"),
-        ({"lr": -1}, "lr must be a number, 0 or more"),
+        ({"lr": -1}, "lr must be a non-negative"),
         ({"weight_decay": float("nan")}, "weight_decay must be"),
     ],
 )

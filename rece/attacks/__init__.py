@@ -34,6 +34,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 
+import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -62,6 +63,8 @@ class Attempts:
     access: str = ""
 
     def __post_init__(self):
+        if isinstance(self.prompts, str) or isinstance(self.seeds, str):
+            raise ValueError("prompts and seeds must be lists, with a text and a number per attempt")
         self.seeds = [int(seed) for seed in self.seeds]
         self.losses = self.losses or [[] for _ in self.seeds]
         if (self.prompts is None) == (self.embeds is None):
@@ -69,6 +72,8 @@ class Attempts:
         n = len(self.prompts if self.embeds is None else self.embeds)
         if len(self.seeds) != n or len(self.losses) != n:
             raise ValueError(f"{n} attempts need {n} seeds and losses, not {len(self.seeds)} and {len(self.losses)}")
+        if self.embeds is not None and not torch.isfinite(self.embeds).all():
+            raise ValueError("embeds hold values that are not finite")
 
     def __len__(self) -> int:
         return len(self.seeds)

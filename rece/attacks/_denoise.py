@@ -11,7 +11,7 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 from tqdm import tqdm
 
-from rece import texts
+from rece import solver, texts
 from rece.attacks import _tokens
 from rece.images import bfloat16, generate
 
@@ -55,12 +55,12 @@ class Settings:
     progress: bool = True
 
     def __post_init__(self):
-        names = ["updates", "score_times", "steps", "batch_size", "repeat"]
+        names = ["updates", "score_times", "steps", "batch_size"]
         names += [] if self.check_every is None else ["check_every"]
-        _tokens.check_counts(**{name: getattr(self, name) for name in names})
-        for name, rate in {"lr": self.lr, "weight_decay": self.weight_decay}.items():
-            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < float("inf"):
-                raise ValueError(f"{name} must be a number, 0 or more, not {rate!r}")
+        solver.whole(**{name: getattr(self, name) for name in names})
+        solver.whole(least=0, repeat=self.repeat)
+        for name in ("lr", "weight_decay"):
+            solver.positive(getattr(self, name), name, or_zero=True)
 
 
 def mix(repeat: int, seed: int) -> int:

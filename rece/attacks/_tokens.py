@@ -17,14 +17,6 @@ def applies(pipe) -> str:
     return "" if alone else "pipelines with two text encoders are not supported: leave this attack out"
 
 
-def check_counts(**counts: int) -> None:
-    """Raise ValueError that names the first of these parameters that is no whole number, 1 or more (repeat: 0)."""
-    for name, count in counts.items():
-        least = 0 if name == "repeat" else 1
-        if isinstance(count, bool) or not isinstance(count, int) or count < least:
-            raise ValueError(f"{name} must be a whole number, {least} or more, not {count!r}")
-
-
 def whole_words(tokenizer) -> tuple[list[str], Tensor]:
     """The words that are one token each: the token's text tokenises back to that one id.
 

@@ -3,9 +3,11 @@
 It searches no tokens, so do not compare its numbers with those of the published Ring-A-Bell.
 """
 
+import math
+
 from torch import Tensor
 
-from rece import texts
+from rece import solver, texts
 from rece.attacks import Attempts
 
 ACCESS = "grey"
@@ -19,6 +21,8 @@ def attack(victim, prompts, seeds, *, original, concept, eta: float = 3.0) -> At
     eta: 3 in the authors' code for nudity, 0.9 for an artist. Raises ValueError if there are no pairs.
     Source: RECE's official code.
     """
+    if isinstance(eta, bool) or not math.isfinite(eta):
+        raise ValueError(f"eta must be a finite number, not {solver.shown(eta)}")
     shift = eta * vector(original, concept)
     return Attempts(None, seeds, (texts.encode(original, prompts) + shift).cpu())
 

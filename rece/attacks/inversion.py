@@ -9,7 +9,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from rece import layers, texts
+from rece import layers, solver, texts
 from rece.attacks import Attempts, _denoise, _tokens
 from rece.attacks._words import named, whole
 
@@ -45,7 +45,7 @@ def attack(
     The victim and the original must share the text encoder and the VAE, and nothing else.
     """
     settings = replace(SETTINGS, **settings)
-    _tokens.check_counts(tokens=tokens, images_per=images_per)
+    solver.whole(tokens=tokens, images_per=images_per)
     if space not in ("word", "rows"):
         raise ValueError(f"space must be 'word' or 'rows', not {space!r}")
     cases = [(prompt, *named(prompt, concept)) for prompt in prompts]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from rece import solver
 from rece.attacks import Attempts, _tokens
 from rece.images import bfloat16
 
@@ -50,7 +51,8 @@ def attack(
     random draws, 0 or more. All draws come from one CPU generator per prompt, made from `repeat` and the prompt's
     seed, and each prompt is computed alone. progress: show a bar if it takes more than a second.
     """
-    _tokens.check_counts(length=length, steps=steps, top_k=top_k, batch=batch, repeat=repeat)
+    solver.whole(length=length, steps=steps, top_k=top_k, batch=batch)
+    solver.whole(least=0, repeat=repeat)
     if batch < length:
         raise ValueError(f"batch must be at least length, because each position needs a candidate: {batch} < {length}")
     device, encoder, tokenizer = original.device, original.text_encoder, original.tokenizer

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from itertools import pairwise
 
-from rece.attacks import Attempts, _tokens, p4d_n
+from rece import solver
+from rece.attacks import Attempts, p4d_n
 
 ACCESS, NEEDS, SETTINGS, applies = p4d_n.ACCESS, p4d_n.NEEDS, p4d_n.SETTINGS, p4d_n.applies
 
@@ -17,7 +18,7 @@ def attack(victim, prompts, seeds, *, original, concept, every: int = 3, **setti
     result must be a text. Returned prompts are the tokenizer's spelling of the prompt (lower case for CLIP's).
     """
     settings, tokenizer, parts = replace(SETTINGS, **settings), victim.tokenizer, []
-    _tokens.check_counts(every=every)
+    solver.whole(every=every)
     for own in tokenizer(prompts, add_special_tokens=False).input_ids:
         pieces = enumerate(tokenizer.convert_ids_to_tokens(own), 1)
         ends = [0, *(i for i, piece in pieces if piece.endswith("</w>")), len(own)]  # of words, as CLIP spells them

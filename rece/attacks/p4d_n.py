@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from rece import solver
 from rece.attacks import Attempts, _denoise, _tokens
 
 ACCESS = "white"
@@ -19,7 +20,7 @@ applies = _denoise.applies
 def attack(victim, prompts, seeds, *, original, concept, tokens: int = 16, **settings) -> Attempts:
     """Find a prompt of `tokens` free tokens for each prompt, which takes the prompt's place: see `search`."""
     settings = replace(SETTINGS, **settings)
-    _tokens.check_counts(tokens=tokens)
+    solver.whole(tokens=tokens)
     return search(victim, original, prompts, seeds, [["", ""]] * len(prompts), tokens, "lower tokens", settings)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rece import texts
+from rece import solver, texts
 from rece.attacks import Attempts, _tokens, concept_vector, mma
 from rece.images import bfloat16
 
@@ -48,7 +48,8 @@ def attack(
     Raises ValueError if there are no pairs.
     """
     counts = {"length": length, "population": population, "generations": generations, "batch_size": batch_size}
-    _tokens.check_counts(**counts, repeat=repeat)
+    solver.whole(**counts)
+    solver.whole(least=0, repeat=repeat)
     if population < 2:
         raise ValueError(f"population must be 2 or more, not {population}")
     if not math.isfinite(eta):

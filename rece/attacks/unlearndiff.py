@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rece import solver
 from rece.attacks import Attempts, _denoise, _tokens
 
 ACCESS = "white"
@@ -32,7 +33,7 @@ def attack(victim, prompts, seeds, *, original, concept, tokens: int = 5, times:
     judge. Only words of `_tokens.whole_words` take part.
     """
     settings = replace(SETTINGS, **settings)
-    _tokens.check_counts(tokens=tokens, times=times)
+    solver.whole(tokens=tokens, times=times)
     n, updates = len(prompts), settings.updates
     blanks = _tokens.Blanks(victim, [["", prompt] for prompt in prompts], tokens, "lower tokens")
     task = _denoise.Denoising(victim, original, prompts, seeds, settings)

@@ -14,13 +14,6 @@ from rece.images import bfloat16
 APART = 1_000_003  # between the seeds of an attacker's noise and those that pictures are drawn with
 
 
-def whole(**counts: int) -> None:
-    """Raises ValueError that names the first of these parameters that is no whole number, 1 or more."""
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be a whole number, 1 or more, not {count!r}")
-
-
 def batches(n: int, size: int) -> Iterator[tuple[list[int], int]]:
     """Rows of batches of exactly this size, the last one filled up by repeats, and how many of each count."""
     for start in range(0, n, size):

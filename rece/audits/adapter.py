@@ -13,7 +13,8 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from rece.audits._sampler import APART, encode, encoded, whole
+from rece import solver
+from rece.audits._sampler import APART, encode, encoded
 from rece.images import generate as pictures
 
 HOLDS = "the weights, to change"
@@ -37,7 +38,7 @@ def audit(
     lessons: how many of the original's pictures it is trained on, of the prompts in turn and with other seeds. rank:
     of the adapter, on the layers attn2. lr: of Adam. size: pictures per update.
     """
-    whole(lessons=lessons, rank=rank, updates=updates, size=size)
+    solver.whole(lessons=lessons, rank=rank, updates=updates, size=size)
     asked = [prompts[n % len(prompts)] for n in range(lessons)]
     later = [seeds[n % len(seeds)] + APART + n for n in range(lessons)]
     shown = pictures(original, asked, later, **generate, progress=False)

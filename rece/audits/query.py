@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 from diffusers import DiffusionPipeline
 
-from rece.audits._sampler import whole
+from rece import solver
 from rece.images import generate as pictures
 
 HOLDS = "the model's pictures"
@@ -33,7 +33,7 @@ def audit(
     score: how much pictures, uint8 (n, h, w, 3), show the concept, (n,): the attacker's own classifier. vocabulary:
     the words he tries; none should name the concept. Level: how many pictures were drawn of a prompt: 1, and all.
     """
-    whole(words=words, queries=queries)
+    solver.whole(words=words, queries=queries)
     if not vocabulary:
         raise ValueError("vocabulary must hold a word at least")
     random = [Random(f"{prompt}/{seed}") for prompt, seed in zip(prompts, seeds, strict=True)]

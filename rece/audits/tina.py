@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from rece import solver
 from rece.audits._sampler import autocast, batches, decode, encode, encoded, noise_in, scheduler
 from rece.images import generate as pictures
 
@@ -31,8 +32,7 @@ def audit(
     the noise predicted for z_(t-1) gives, and AdamW takes `updates` steps of rate lr. Level: how many; 0 is plain DDIM
     inversion.
     """
-    if isinstance(updates, bool) or not isinstance(updates, int) or updates < 0:
-        raise ValueError(f"updates must be a whole number, 0 or more, not {updates!r}")
+    solver.whole(least=0, updates=updates)
     shown = pictures(original, prompts, seeds, **generate, progress=False)
     empty, found = encoded(victim, [""]), {}
     for level in dict.fromkeys((0, updates)):

@@ -13,7 +13,7 @@ from rece import attacks
 from rece.course import pictures
 from rece.emoji import world as worlds
 from rece.judges.embedded import Judge
-from rece.study import arena, config, entry, experiment, fair, figures, plan, ranking, results, statistics
+from rece.study import arena, config, entry, fair, figures, plan, ranking, results, statistics
 from rece.study.parallel import cells
 
 FILES = ("method.py", "attack.py")
@@ -54,10 +54,10 @@ def run(
         def measure(model: str) -> pd.DataFrame:
             victim = pipe
             if model == MINE:
-                victim = experiment.victim(pipe, own.edit(pipe, world, group))
+                victim = own.edit(pipe, world, group).copy_of(pipe)
             elif model != plan.ORIGINAL:
                 numbers = chosen[model, arena.SETTING, 1]
-                victim = experiment.victim(pipe, arena.made(pipe, world, group, model, numbers))
+                victim = arena.made(pipe, world, group, model, numbers).copy_of(pipe)
             wanted = {
                 name: budget
                 for name, budget in budgets.items()

@@ -23,19 +23,19 @@ WEIGHTS = ["model.safetensors", "model-*.safetensors"]
 
 
 def load(settings: str | Path | dict | None, root: str | Path = "."):
-    """The judge of params.yaml: the folder of an embedded one, or {name: nudenet, q16 or classifier, **its settings}.
+    """The judge of params.yaml: the folder of an embedded one, or {name: …, **its settings}. None is no judge.
 
-    None is no judge.
+    Names are nudenet, q16, classifier and clip.
     root: what the folders and files in it are relative to. Raises ValueError for an unknown name, for a setting that
     the judge does not have and for one that it lacks, FileNotFoundError if there is no such folder.
     """
-    from rece.judges import classifier, embedded, nudenet, q16
+    from rece.judges import classifier, clip, embedded, nudenet, q16
 
     if settings is None:
         return None
     if isinstance(settings, str | Path):
         return embedded.Judge.load(Path(root) / settings)
-    kinds = {"classifier": classifier.Classifier, "nudenet": nudenet.NudeNet, "q16": q16.Q16}
+    kinds = {"classifier": classifier.Classifier, "clip": clip.Clip, "nudenet": nudenet.NudeNet, "q16": q16.Q16}
     if not isinstance(settings, dict) or settings.get("name") not in kinds:
         raise ValueError(f"judge: name must be one of {', '.join(kinds)}, or judge a folder, not {settings!r}")
     options = dict(settings)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from rece import families, files, texts
+from rece import families, files, solver, texts
 from rece.edits import Weights
 from rece.eraser import origin
 from rece.images import bfloat16, fingerprint, generate
@@ -43,24 +43,8 @@ class Training:
     progress: bool = True
 
     def __post_init__(self):
-        whole(iterations=self.iterations, batch_size=self.batch_size, steps=self.steps)
-        if isinstance(self.lr, bool) or not isinstance(self.lr, int | float) or not 0 < self.lr < float("inf"):
-            raise ValueError(f"lr must be a number above 0, not {self.lr!r}")
-
-
-def whole(**counts: int) -> None:
-    """Raises ValueError that names the first of these parameters that is no whole number, 1 or more."""
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be a whole number, 1 or more, not {count!r}")
-
-
-def targets_of(target: str | list[str], concepts: list[str]) -> list[str]:
-    """One target per concept. Raises TypeError or ValueError if they are not texts, one or as many as concepts."""
-    targets = [target] * len(concepts) if isinstance(target, str) else texts.listed(target, "target")
-    if len(targets) != len(concepts):
-        raise ValueError(f"target must be one text or one per concept: {len(targets)} for {len(concepts)} concepts")
-    return targets
+        solver.whole(iterations=self.iterations, batch_size=self.batch_size, steps=self.steps)
+        solver.positive(self.lr, "lr")
 
 
 def attention(unet: torch.nn.Module, run: Callable[[], object]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch.nn.functional import mse_loss
 from rece import solver, texts
 from rece.edits import Weights
 from rece.methods._tokens import replaced
-from rece.methods._training import Pupil, Training, whole
+from rece.methods._training import Pupil, Training
 
 SETTINGS = Training(iterations=1000, lr=1e-5)
 
@@ -43,7 +43,7 @@ def erase(
     pupil, kept = Pupil(pipe, concept, replace(SETTINGS, **training)), texts.listed(preserve or [], "preserve")
     for name, value in {"eta": eta, "attack_lr": attack_lr, "retain": retain}.items():
         solver.positive(value, name, or_zero=name == "retain")
-    whole(attack_steps=attack_steps, tokens=tokens)
+    solver.whole(attack_steps=attack_steps, tokens=tokens)
     pupil.learn("text_encoder", lambda name: True)
     encoder, lead = pupil.text_encoder, " ".join(["the"] * tokens)
     ids, known = (

@@ -12,8 +12,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch.nn.functional import mse_loss
 
+from rece import texts
 from rece.edits import Weights
-from rece.methods._training import Pupil, Training, targets_of
+from rece.methods._training import Pupil, Training
 
 SETTINGS = Training(iterations=100, lr=1.6e-5, batch_size=8, guidance=7.5)
 
@@ -34,7 +35,7 @@ def erase(
     concepts take turns at random, each with its own target. preserve has no place in it. training: see `Training`.
     """
     pupil = Pupil(pipe, concept, replace(SETTINGS, **training))
-    anchors = targets_of(target, pupil.concepts)
+    anchors = texts.targets_of(target, pupil.concepts)
     drawn = pupil.pictures(anchors, pictures)
     pupil.learn("unet", lambda name: name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")))
 

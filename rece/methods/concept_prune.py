@@ -13,7 +13,6 @@ from rece import texts
 from rece.edits import Weights
 from rece.eraser import origin
 from rece.images import generate
-from rece.methods._training import targets_of
 
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "a {} in a street", "a {} on a table", "a small {}")
 
@@ -41,7 +40,7 @@ def erase(
     preserve has no place in it. Raises ValueError naming the parameter.
     """
     concepts = texts.concepts_of(concept)
-    targets = targets_of(target, concepts)
+    targets = texts.targets_of(target, concepts)
     for name, value in {"ratio": ratio, "first": first}.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
             raise ValueError(f"{name} must be a number above 0, up to 1, not {value!r}")

@@ -9,10 +9,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from rece import layers, texts
+from rece import layers, solver, texts
 from rece.eraser import Eraser, origin
 from rece.methods._tokens import spanned
-from rece.methods._training import targets_of, whole
 
 
 def erase(
@@ -35,13 +34,13 @@ def erase(
     Raises ValueError naming the parameter, also if a concept lies in what is kept.
     """
     concepts = texts.concepts_of(concept)
-    targets, kept = targets_of(target, concepts), texts.listed(preserve or [], "preserve")
+    targets, kept = texts.targets_of(target, concepts), texts.listed(preserve or [], "preserve")
     if safe not in ("preserved", "target"):
         raise ValueError(f"safe must be 'preserved' or 'target', not {safe!r}")
     if safe == "preserved" and not kept:
         raise ValueError("preserve must hold a text at least, since the concept goes to what is preserved")
     numbers = {"directions": directions, "keep": keep}
-    whole(**{name: 1 if value is None else value for name, value in numbers.items()})
+    solver.whole(**{name: 1 if value is None else value for name, value in numbers.items()})
     device = layers.gram(pipe).device
     C = texts.at_last_words(pipe, concepts).to(device)
     P = texts.at_last_words(pipe, kept).to(device) if kept else C.new_zeros(0, C.shape[1])

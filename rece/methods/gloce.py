@@ -14,7 +14,6 @@ from rece import families, solver, texts
 from rece.edits import Hooks
 from rece.eraser import origin
 from rece.methods._tokens import TEMPLATES
-from rece.methods._training import targets_of, whole
 from rece.methods._watching import watched
 
 
@@ -86,8 +85,8 @@ def erase(
     Raises ValueError or TypeError naming the parameter.
     """
     concepts = texts.concepts_of(concept)
-    targets, kept = targets_of(target, concepts), texts.listed(preserve or [" "], "preserve")[:anchors]
-    whole(gate=gate, degenerate=degenerate, update=update, anchors=anchors)
+    targets, kept = texts.targets_of(target, concepts), texts.listed(preserve or [" "], "preserve")[:anchors]
+    solver.whole(gate=gate, degenerate=degenerate, update=update, anchors=anchors)
     solver.positive(spread, "spread")
     solver.fraction(start, "start")
     if not families.reads_tokens_alone(pipe):

@@ -7,7 +7,6 @@ from torch import Tensor
 from rece import families, guarding, layers, solver, texts
 from rece.edits import Weights
 from rece.eraser import origin
-from rece.methods._training import targets_of, whole
 
 
 def erase(
@@ -29,13 +28,13 @@ def erase(
     preserve: as in `rece.guard`. Raises ValueError or TypeError naming the parameter. Source: ours.
     """
     concepts = texts.concepts_of(concept)
-    targets = targets_of(target, concepts)
+    targets = texts.targets_of(target, concepts)
     solver.positive(mu, "mu")
-    whole(rank=1 if rank is None else rank)
+    solver.whole(rank=1 if rank is None else rank)
     left_out = []
     if preserve is None:
         left_out = guarding.guard(pipe, concepts, progress=progress).provenance["left_out"]
-    kept = [text for text in guarding.everyday() if text not in left_out] if preserve is None else preserve
+    kept = [text for text in texts.everyday() if text not in left_out] if preserve is None else preserve
     PP = texts.encode_gram(pipe, [" ", ""]) / 2
     if kept:
         mean = texts.encode_gram(pipe, kept, progress=progress) / len(kept)

@@ -13,9 +13,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from rece import solver
+from rece import solver, texts
 from rece.edits import Weights
-from rece.methods._training import Pupil, Training, targets_of
+from rece.methods._training import Pupil, Training
 
 SETTINGS = Training(iterations=30, lr=1e-4)
 
@@ -40,7 +40,7 @@ def erase(
     solver.positive(scale, "scale")
     if toward not in ("random", "target"):
         raise ValueError(f"toward must be 'random' or 'target', not {toward!r}")
-    targets = targets_of(target, pupil.concepts)
+    targets = texts.targets_of(target, pupil.concepts)
     with torch.no_grad():
         wanted = misdirected(pipe, pipe.text_encoder, targets)
     if toward == "random":

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 
 from rece import layers, solver, texts
 from rece.edits import Weights
-from rece.methods._training import Pupil, Training, attention, targets_of, where
+from rece.methods._training import Pupil, Training, attention, where
 
 SETTINGS = Training(iterations=50, lr=1e-5, guidance=7.5)
 TEMPLATES = ("a photo of the {}", "a picture of a {}", "{} in the street", "a {} on a table", "a drawing of the {}")
@@ -43,7 +43,7 @@ def erase(
     pupil = Pupil(pipe, concept, settings)
     solver.positive(lamb, "lamb", or_zero=True)
     solver.positive(prior, "prior", or_zero=True)
-    targets = targets_of(target, pupil.concepts)
+    targets = texts.targets_of(target, pupil.concepts)
     PP = prior * texts.encode_gram(pipe, preserve, progress=False) if preserve and prior else 0.0
     around = [rows_of(pipe, name, aim, templates) for name, aim in zip(pupil.concepts, targets, strict=True)]
     device = layers.gram(pipe).device

@@ -13,7 +13,6 @@ from rece import layers, solver, texts
 from rece.edits import Weights
 from rece.eraser import origin
 from rece.methods._tokens import TEMPLATES, framed, spanned
-from rece.methods._training import targets_of
 
 
 def erase(
@@ -35,7 +34,7 @@ def erase(
     which keeps single words, is 0 for objects and left out. Raises ValueError naming the parameter.
     """
     concepts = texts.concepts_of(concept)
-    targets, kept = targets_of(target, concepts), texts.listed(preserve or [], "preserve")
+    targets, kept = texts.targets_of(target, concepts), texts.listed(preserve or [], "preserve")
     numbers = {"erase_scale": erase_scale, "preserve_scale": preserve_scale, "lamb": lamb}
     for name, value in numbers.items():
         solver.positive(value, name, or_zero=name != "lamb")

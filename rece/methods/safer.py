@@ -7,10 +7,9 @@ inversion beside those of texts.
 import torch
 from diffusers import DiffusionPipeline
 
-from rece import layers, texts
+from rece import layers, solver, texts
 from rece.eraser import Eraser, origin
 from rece.methods._tokens import TEMPLATES, framed, spanned
-from rece.methods._training import whole
 
 
 def erase(
@@ -27,7 +26,7 @@ def erase(
     templates, by default all of them. target and preserve have no place in it. Raises ValueError naming the parameter.
     """
     concepts = texts.concepts_of(concept)
-    whole(rank=1 if rank is None else rank)
+    solver.whole(rank=1 if rank is None else rank)
     U = spanned(framed(pipe, concepts, templates).flatten(0, 1).to(layers.gram(pipe).device))[:, :rank]
     provenance = {**origin(pipe), "method": "safer", "concepts": concepts, "rank": rank}
     provenance |= {"templates": list(templates), "evaluations": 0}

@@ -12,7 +12,6 @@ from torch import Tensor
 from rece import layers, solver, texts
 from rece.edits import Weights
 from rece.eraser import origin
-from rece.methods._training import targets_of
 
 
 def erase(
@@ -39,7 +38,7 @@ def erase(
     Raises ValueError or TypeError naming the parameter.
     """
     concepts = texts.concepts_of(concept)
-    targets = targets_of(target, concepts)
+    targets = texts.targets_of(target, concepts)
     numbers = {"ridge": ridge, "lamb": lamb, "least": least}
     for name, value in numbers.items():
         solver.positive(value, name)

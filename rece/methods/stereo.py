@@ -14,7 +14,7 @@ from torch.nn.functional import mse_loss
 from rece import solver, texts
 from rece.edits import Weights
 from rece.methods._tokens import TEMPLATES, replaced
-from rece.methods._training import Pupil, Training, whole
+from rece.methods._training import Pupil, Training
 
 SETTINGS = Training(iterations=200, lr=2e-5)
 
@@ -44,7 +44,7 @@ def erase(
     target has no place in it. training: see `Training`; checkpoints are of the last part alone.
     """
     settings = replace(SETTINGS, **training)
-    whole(rounds=rounds, search=search, inversion=inversion, pictures=pictures)
+    solver.whole(rounds=rounds, search=search, inversion=inversion, pictures=pictures)
     for name, value in {"search_lr": search_lr, "inversion_lr": inversion_lr, "strength": strength}.items():
         solver.positive(value, name)
     kept = texts.listed(preserve or [], "preserve")

@@ -30,6 +30,7 @@ def card(
     licence: str | None = None,
     certificate: Certificate | None = None,
     results: pd.DataFrame | None = None,
+    kept: pd.DataFrame | None = None,
     kind: str = "lora",
     rank: int | None = None,
     part: str = "unet",
@@ -40,7 +41,8 @@ def card(
     matter too. licence: the hub's name of one ("creativeml-openrail-m"); edited weights are derived from the base
     model and carry its licence; None leaves it open and says so. certificate: of `rece.certify`. results: attack
     success, one row per attack, with columns attack, n, rate, low, high (95 % interval) as `statistics.success` makes
-    them. What is not given is said to be not measured. kind: see `export.save_folder`. rank: of a LoRA that was cut.
+    them. kept: other texts, with columns text, n, before and after, the shares of pictures that show them. What is not
+    given is said to be not measured. kind: see `export.save_folder`. rank: of a LoRA that was cut.
     part: of the pipeline that holds the edited layers.
 
     Text that comes from files stands in code spans, where neither Markdown nor HTML has a meaning.
@@ -79,6 +81,7 @@ def card(
             licence=licence,
             certificate=certificate,
             results=results,
+            kept=kept if kept is not None and len(kept) else None,
             shown=SHOWN,
         )
     except (AttributeError, KeyError, TypeError, RecursionError, jinja2.TemplateError) as error:

@@ -1,16 +1,19 @@
 """Erasers as files that other people's code loads: edited weights, whole pipelines, LoRAs, each with a model card."""
 
 import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import convert_state_dict_to_kohya
 from huggingface_hub import HfApi, constants
+from safetensors import safe_open
 
 from rece import families, files, layers
-from rece.eraser import Eraser
+from rece.eraser import FLOATS, Eraser
 from rece.sharing.card import FILES, card
 
 
@@ -18,9 +21,10 @@ from rece.sharing.card import FILES, card
 def applied(eraser: Eraser, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeline]:
     """The pipeline with the eraser fused in; afterwards it is as it was found, to the bit.
 
-    Raises ValueError if it carries another eraser.
+    Raises ValueError if it carries another eraser, or if its weights changed since.
     """
     if eraser.carried_by(pipe):
+        layers.check_fused(pipe)
         yield pipe
         return
     eraser.apply(pipe)
@@ -39,6 +43,8 @@ def save_weights(eraser: Eraser, pipe: DiffusionPipeline, path: str | Path, dtyp
     Raises ValueError if the eraser does not fit, if the pipeline carries another one, or if dtype is too narrow.
     Source: the layout is UCE's (arXiv 2308.14761, code of 2025).
     """
+    if dtype not in (None, *FLOATS):
+        raise ValueError(f"dtype must be one of {', '.join(map(str, FLOATS))}, not {dtype}")
     weights = {}
     with applied(eraser, pipe):
         for part in ("tokens",) if eraser.pooled is None else ("tokens", "pooled"):
@@ -49,6 +55,33 @@ def save_weights(eraser: Eraser, pipe: DiffusionPipeline, path: str | Path, dtyp
         if not torch.isfinite(weight).all():
             raise ValueError(f"dtype {dtype} is too narrow for {name}: choose a wider one")
     files.write(weights, path, {"format": "pt", "rece": json.dumps(eraser.provenance)})
+
+
+def save_kohya(
+    eraser: Eraser,
+    pipe: DiffusionPipeline,
+    path: str | Path,
+    rank: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write the eraser as a LoRA in kohya's form, which ComfyUI and A1111 load: one file, whole or not at all.
+
+    rank, dtype: see `Eraser.save_lora`. The metadata holds the provenance.
+    Raises ValueError for a pipeline without a UNet, whose LoRAs these programs read in diffusers' form, and for an
+    eraser that edits the pooled embedding too.
+    """
+    if families.part(pipe) != "unet":
+        raise ValueError(f"pipe must have a UNet, which {type(pipe).__name__} lacks: write a LoRA's folder instead")
+    if eraser.pooled is not None:
+        raise ValueError(
+            "readers of this form drop the layer of the pooled embedding: make the eraser with pooled=False"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        eraser.save_lora(folder, rank, pipe=pipe, dtype=dtype)
+        with safe_open(Path(folder, FILES["lora"]), framework="pt") as file:
+            weights, note = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+    kohya = {name: tensor.contiguous() for name, tensor in convert_state_dict_to_kohya(weights).items()}
+    files.write(kohya, path, note)
 
 
 def save_pipeline(eraser: Eraser, pipe: DiffusionPipeline, folder: str | Path, variant: str | None = None) -> None:
@@ -155,6 +188,10 @@ def _replacing(folder: str | Path, pipe: DiffusionPipeline) -> Iterator[Path]:
 
 def _fill(folder: Path, eraser: Eraser, pipe: DiffusionPipeline, variant: str | None) -> None:
     with applied(eraser, pipe):
+        for part, module in pipe.components.items():
+            for name, weight in module.named_parameters() if isinstance(module, torch.nn.Module) else ():
+                if not torch.isfinite(weight).all():
+                    raise ValueError(f"pipe.{part}: {name} holds values that are not finite: reload the pipeline")
         pipe.save_pretrained(folder, safe_serialization=True, variant=variant)
     for path in [*folder.glob("*.json"), *folder.glob("*/config.json")]:
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -37,7 +37,7 @@ def _pixels(cell: str) -> int:
 
 
 def _finite(cell: str) -> float:
-    if math.isinf(float(cell)):
+    if "_" in cell or not math.isfinite(float(cell)):
         raise ValueError
     return float(cell)
 
@@ -50,7 +50,7 @@ COLUMNS = {
     "case": (("case", "case_number"), "int64", _whole, WHOLE, MISSING),
     "prompt": (("prompt",), "str", str, "", None),
     "seed": (("seed", "evaluation_seed"), "int64", _whole, WHOLE, None),
-    "guidance": (("guidance", "evaluation_guidance"), "float64", _finite, "a number", math.nan),
+    "guidance": (("guidance", "evaluation_guidance"), "float64", _finite, "a finite number", math.nan),
     "width": (("width", "sd_image_width"), "Int64", _pixels, PIXELS, pd.NA),
     "height": (("height", "sd_image_height"), "Int64", _pixels, PIXELS, pd.NA),
     "label": (("label", "class", "artist", "categories"), "str", str, "", None),
@@ -180,6 +180,7 @@ def _cells(path: str | Path, join: str | None = None) -> tuple[pd.DataFrame, lis
         fetch = f"dvc --cd {path.parent} pull {path.name}.dvc"
         raise FileNotFoundError(f"{path} is missing; if it is a published file, `{fetch}` gets it")
     text, repairs = _decoded(path.read_bytes())
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     rows, blank, reader, line = {}, [], csv.reader(io.StringIO(text, newline=""), strict=True), 1
     try:
         for row in reader:
@@ -198,6 +199,11 @@ def _cells(path: str | Path, join: str | None = None) -> tuple[pd.DataFrame, lis
         more = len(row) - len(header)
         if more > 0 and join in header and "categories" not in header:
             start = header.index(join)
+            if any(re.fullmatch(r"\s*[-+.\d]*\s*", cell) for cell in row[start + 1 : start + more + 1]):
+                raise ValueError(
+                    f"{path}, line {line}: {len(row)} fields under {len(header)} columns, and which belong to {join} "
+                    f"is not clear; quote {join}, and write numbers with a point"
+                )
             rows[line] = [*row[:start], ",".join(row[start : start + more + 1]), *row[start + more + 1 :]]
             split.append(line)
         elif more:

@@ -43,7 +43,7 @@ def _header(path: Path) -> tuple[dict, int]:
 
 
 def _facts(path: Path, header: dict, start: int, kind: str | None) -> list[tuple[str, str]]:
-    if kind is not None or "map" not in header:
+    if kind not in (None, "map") or "map" not in header:
         lora = any(name.endswith("lora_A.weight") for name in header)
         kind = KINDS.get(kind, "LoRA" if lora else "edited weights")
         return [("file", kind), ("tensors", str(len(header)))]

@@ -9,7 +9,6 @@ from rece.emoji.world import World
 from rece.eraser import Eraser
 from rece.guarding import guard
 from rece.study import fair as study
-from rece.study.experiment import victim
 from rece.study.parallel import cells
 
 
@@ -59,7 +58,7 @@ def run(
 
     def one(job) -> pd.DataFrame:
         name, group, variant, made = job
-        table = study.measured(pipe, victim(pipe, made), judge, world, group, fair, generate, budgets)
+        table = study.measured(pipe, made.copy_of(pipe), judge, world, group, fair, generate, budgets)
         return table.assign(group=name, method=variant, preserve="names", kind=group["kind"])
 
     jobs = []

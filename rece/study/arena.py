@@ -22,7 +22,7 @@ from rece.emoji.world import World
 from rece.eraser import Eraser
 from rece.images import generate as draw
 from rece.judges.embedded import Judge
-from rece.study import cache, config, experiment, fair, plan
+from rece.study import cache, config, fair, plan
 from rece.study.experiment import module
 from rece.study.parallel import cells
 
@@ -99,7 +99,7 @@ def tried(grids: list[dict]) -> list[dict]:
 def _one(sources, plan_of, generate, budgets, job) -> tuple[pd.DataFrame, dict]:
     (pipe, judge, world), (_, group, method, numbers) = loaded(**sources), job
     edit = made(pipe, world, group, method, numbers)
-    victim = experiment.victim(pipe, edit)
+    victim = edit.copy_of(pipe)
     own = {one: budget for one, budget in budgets.items() if not attacks.applies(module(one, budget), victim)}
     images = fair.measured(pipe, victim, judge, world, group, plan_of, generate, own)
     row = _row(pipe, victim, edit, world, generate, job)
@@ -121,7 +121,7 @@ def costs(model: str, plan_of: dict, arena: dict, generate: dict, validation: pd
 
     def one(job) -> dict:
         edit = made(pipe, world, *job[1:])
-        return _row(pipe, experiment.victim(pipe, edit), edit, world, generate, job)
+        return _row(pipe, edit.copy_of(pipe), edit, world, generate, job)
 
     return pd.DataFrame(cells(one, jobs, "costs"))
 

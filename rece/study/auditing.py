@@ -77,7 +77,7 @@ def model(pipe, control, world: World, chosen: dict, job: tuple[str, dict, str])
     if method in (plan.ORIGINAL, plan.CONTROL):
         return {plan.ORIGINAL: pipe, plan.CONTROL: control}[method]
     edit = arena.made(pipe, world, group, method, chosen[method, arena.SETTING, group["size"]])
-    return experiment.victim(pipe, edit)
+    return edit.copy_of(pipe)
 
 
 def _kept(decides: list, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
@@ -227,7 +227,7 @@ def rounding(
             made = rounded(pipe, edit, form)
         except TypeError:
             return pd.DataFrame(), {}
-        victim = experiment.victim(pipe, made)
+        victim = made.copy_of(pipe)
         table = fair.measured(pipe, victim, judge, world, group, plan_of, generate, budgets)
         words = certify(pipe, None, group["erase"], shipped=made.readers(pipe)).words
         row = {"group": name, "method": method, "level": form}

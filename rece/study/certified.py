@@ -38,7 +38,8 @@ def certificates(pipe: DiffusionPipeline, erasers: dict[str, Eraser], world: Wor
 def _by_text(certificate: Certificate, method: str, step: int) -> pd.DataFrame:
     words = certificate.table[certificate.table["last"]].reset_index(drop=True)
     ends = certificate.table[certificate.table.kind == "end"].reset_index(drop=True)
-    words = words.drop(columns=["kind", "last", "position"]).assign(end_distance=ends.distance, end_target=ends.target)
+    words = words.drop(columns=["kind", "last", "position", "moved"])
+    words = words.assign(end_distance=ends.distance, end_target=ends.target)
     words.insert(0, "method", method)
     words.insert(1, "round", step)
     return words

@@ -3,22 +3,52 @@
 `python -m rece.study.config FILE` checks a file of parameters.
 """
 
+import re
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import yaml
 from diffusers import DiffusionPipeline, UNet2DConditionModel
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from rece import loading
 
 
-class Section(BaseModel):
-    """A part of a file of parameters: no other keys, and no text where a number belongs."""
+class Loader(yaml.SafeLoader):
+    """YAML as DVC reads it, version 1.2: 1e-3 is a number, and no key stands twice."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [key for n, key in enumerate(keys) if key in keys[:n]]:
+            raise yaml.YAMLError(
+                f"the key {twice[0]!r} stands twice, the second time near line {node.start_mark.line + 1}"
+            )
+        return super().construct_mapping(node, deep)
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+class Section(BaseModel):
+    """A part of a file of parameters: no other keys, no text where a number belongs, and finite numbers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Generate(Section):
@@ -34,7 +64,6 @@ class Prompts(Section):
     file: str
     label: str | None = None
     without: str | None = None
-    where: str | None = None
     n: PositiveInt | None = None
 
 
@@ -76,7 +105,7 @@ class Evaluate(Section):
     n: NonNegativeInt
     seed: NonNegativeInt
     show: NonNegativeInt
-    threshold: float
+    threshold: Share
     images: str | None
     scores: dict[str, dict] | None
 
@@ -85,7 +114,7 @@ class Sweep(Section):
     n: PositiveInt
     preserve_n: PositiveInt
     seed: NonNegativeInt
-    threshold: float
+    threshold: Share
     grid: dict[str, list[dict[str, list]]]
     attacks: dict[str, dict]
 
@@ -94,7 +123,7 @@ class Fair(Section):
     """The fair study, see `rece.study.fair`: per and kept are numbers of prompts, groups and validation of groups."""
 
     seed: NonNegativeInt
-    threshold: float
+    threshold: Share
     reported: list[str]
     seen: list[str]
     groups: dict[str, PositiveInt]
@@ -112,7 +141,7 @@ class Limits(Section):
     pictures: PositiveInt
     n: PositiveInt
     steps: list[NonNegativeInt]
-    lr: float
+    lr: PositiveFloat
     batch_size: PositiveInt
 
 
@@ -159,10 +188,10 @@ class Study(Section):
     @model_validator(mode="after")
     def names_are_there(self):
         for key in {"concepts", "sweep_concepts", "validation"} & set(type(self).model_fields):
-            _known(getattr(self, key), self.concept, key, "section in concept")
+            known(getattr(self, key), self.concept, key, "section in concept")
         for name, one in self.concept.items():
-            _known(one.attacks, self.attack.quick | self.attack.full, f"concept.{name}.attacks", "line in attack")
-            _known(one.numbers, self.erase, f"concept.{name}.numbers", "line in erase")
+            known(one.attacks, self.attack.quick | self.attack.full, f"concept.{name}.attacks", "line in attack")
+            known(one.numbers, self.erase, f"concept.{name}.numbers", "line in erase")
         return self
 
 
@@ -185,10 +214,10 @@ class EmbeddedStudy(Study):
     train_control: dict[Literal["without", "minutes", "seed"], int | list[str]]
 
 
-def _known(names, known: dict, where: str, kind: str) -> None:
-    unknown = [name for name in names if name not in known]
+def known(names, there: dict, where: str, kind: str) -> None:
+    unknown = [name for name in names if name not in there]
     if unknown:
-        raise ValueError(f"{where}: {unknown[0]!r} has no {kind}; there are {', '.join(known)}")
+        raise ValueError(f"{where}: {unknown[0]!r} has no {kind}; there are {', '.join(there)}")
 
 
 def root() -> Path:
@@ -204,7 +233,9 @@ def params(path: Path | None = None) -> dict:
     """Read and check a file of parameters, params.yaml by default; raises ValueError naming the first wrong key."""
     path = Path(path or root() / "params.yaml")
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
+        if not isinstance(tree, dict):
+            raise ValueError(f"{path.name}: it holds no names with values")
         own = set(EmbeddedStudy.model_fields) - set(Study.model_fields)
         (EmbeddedStudy if own & set(tree) else Study).model_validate(tree)
     except yaml.YAMLError as error:

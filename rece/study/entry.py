@@ -159,7 +159,7 @@ def defended(
         start = time.process_time()
         edit = make(pipe, world, groups[group])
         edit.provenance["seconds"] = time.process_time() - start
-        victim = experiment.victim(pipe, edit)
+        victim = edit.copy_of(pipe)
         budgets = study["fair_attacks"]
         own = {attack: b for attack, b in budgets.items() if not attacks.applies(experiment.module(attack, b), victim)}
         images = fair.measured(pipe, victim, judge, world, groups[group], study["fair"], study["generate"], own)
@@ -182,7 +182,7 @@ def _attacked(pipe, judge, world, study, attack, chosen, job) -> pd.DataFrame:
     victim = pipe
     if method != plan.ORIGINAL:
         numbers = chosen[method, arena.SETTING, group["size"]]
-        victim = experiment.victim(pipe, arena.made(pipe, world, group, method, numbers))
+        victim = arena.made(pipe, world, group, method, numbers).copy_of(pipe)
     found = tried(attack, pipe, victim, judge, world, group, study)
     return found.assign(group=name, method=method)[["group", "method", "what", "case", "sure", "top"]]
 

@@ -1,6 +1,5 @@
 """Attacks and what they bring back: the models they are run against, their attempts, and the images judged."""
 
-import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from diffusers import DiffusionPipeline
 
 from rece import attacks, images
 from rece.attacks import Attempts
-from rece.edits import Edit
 from rece.emoji.world import World
 from rece.study import cache, config, plan, results
 from rece.study.parallel import cells
@@ -22,13 +20,6 @@ DRAWN += ["probability", "top1", "hit"]
 PLANNED = ("attack", "n", "asked", "control", "preserve")  # what a budget holds beside an attack's own keywords
 
 
-def victim(pipe: DiffusionPipeline, edit: Edit) -> DiffusionPipeline:
-    """A pipeline with the edit applied to copies of the parts that it changes; everything else is shared."""
-    edited = copy.copy(pipe)
-    edited.register_modules(**{part: copy.deepcopy(getattr(pipe, part)) for part in edit.parts(pipe)})
-    return edit.apply(edited)
-
-
 def victims(
     pipe: DiffusionPipeline, folder: str | Path, control: str | Path | None = None
 ) -> dict[str, DiffusionPipeline]:
@@ -37,7 +28,7 @@ def victims(
     control: a folder with a UNet that never saw the concept, to stand in the original's place.
     """
     found = {ORIGINAL: pipe} | {
-        method: victim(pipe, eraser) for method, eraser in results.read_erasers(folder).items()
+        method: eraser.copy_of(pipe) for method, eraser in results.read_erasers(folder).items()
     }
     if control is not None:
         found[CONTROL] = config.control(pipe, control)

@@ -139,7 +139,7 @@ def _job(pipe, control, judge, world, fair, generate, budgets, job) -> tuple[pd.
     row, victim = {}, {plan.ORIGINAL: pipe, plan.CONTROL: control}.get(method)
     if victim is None:
         made = eraser(pipe, world, group, method, setting, numbers)
-        victim, found = experiment.victim(pipe, made), certify(pipe, made, group["erase"])
+        victim, found = made.copy_of(pipe), certify(pipe, made, group["erase"])
         row = {"group": name, "method": method, "preserve": setting, "numbers": json.dumps(numbers)}
         row |= {"rank": made.rank, "certified": found.relative, "guarded": found.guarded}
     wanted = {

@@ -62,6 +62,7 @@ ATTACKS = {
     "inversion_rows": "inversion (rows)*",
     "reachable": "nearest reachable*",
     "closed_form": "closed form c′*",
+    "closed_form_small": "c′, small ridge*",
 }
 KINDS = {
     "object": "single objects",

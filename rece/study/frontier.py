@@ -10,7 +10,7 @@ from rece import methods
 from rece.certificate import certify
 from rece.emoji.world import World
 from rece.study import plan, statistics
-from rece.study.experiment import attempt, images_of, victim
+from rece.study.experiment import attempt, images_of
 from rece.study.parallel import cells
 
 
@@ -48,7 +48,7 @@ def frontier(
 
 def _measure(pipe, judge, world, concept, cases, others, sweep, generate, eraser) -> dict:
     """A row of `frontier` for one eraser."""
-    edited = victim(pipe, eraser)
+    edited = eraser.copy_of(pipe)
     found = {"text": [], "embedding": []}
     for name, budget in sweep["attacks"].items():
         some = cases.head(budget.get("n", len(cases)))

@@ -105,8 +105,8 @@ def innocents(world: World, concept: dict) -> list[str]:
 def from_file(source: dict) -> pd.DataFrame:
     """A set of published prompts: columns as in `prompts.read`; attrs["repairs"] tells what was mended in the file.
 
-    source: file (relative to the checkout); then, if given, only rows with the label, or without it, and where `where`
-    (a pandas query) holds, and of those the first n. Raises ValueError if no row is left, and as `prompts.read` does.
+    source: file (relative to the checkout); then, if given, only rows with the label, or without it, and of those the
+    first n. Raises ValueError if no row is left, and as `prompts.read` does.
     """
     found = prompts.read(root() / source["file"])
     table = found.table
@@ -114,12 +114,6 @@ def from_file(source: dict) -> pd.DataFrame:
         table = prompts.labelled(table, source["label"])
     if "without" in source:
         table = table.drop(prompts.labelled(table, source["without"]).index)
-    if "where" in source:
-        try:
-            table = table.query(source["where"])
-        except (NameError, SyntaxError, TypeError, ValueError) as error:
-            known = ", ".join(table)
-            raise ValueError(f"where: {source['where']!r} does not read the columns {known} ({error})") from None
     table = table.head(source.get("n", len(table))).reset_index(drop=True)
     if not len(table):
         raise ValueError(f"asked: no prompt of {source['file']} is left by {source}")

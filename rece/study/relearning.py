@@ -11,8 +11,8 @@ from rece.audits import adapter
 from rece.audits._sampler import encode, encoded
 from rece.emoji.world import World
 from rece.images import generate as pictures
-from rece.study import experiment, plan
 from rece.study import fair as study
+from rece.study import plan
 from rece.study.parallel import cells
 
 
@@ -70,7 +70,7 @@ def curves(
             model = adapter.apart(control)
         else:
             numbers = chosen[method, "names", group["size"]]
-            model = experiment.victim(pipe, study.eraser(pipe, world, group, method, "names", numbers))
+            model = study.eraser(pipe, world, group, method, "names", numbers).copy_of(pipe)
         lessons = plan.cases(world, group, training["pictures"], fair["seed"] + 10_000)
         asked = plan.cases(world, group, training["n"], fair["seed"] + 20_000)
         how = {

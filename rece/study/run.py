@@ -27,6 +27,7 @@ def run(notebook: str | Path, output: str | Path, file: str | Path, given: dict)
     parameters = {name: value for name, value in config.params(Path(file)).items() if name in known} | given
     asked = [given["name"]] if "name" in given else parameters.get("concepts", [])
     if "concept" in parameters:
+        config.known(asked, parameters["concept"], "name", "section in concept")
         parameters["concept"] = {name: parameters["concept"][name] for name in asked}
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     quiet = {"progress_bar": False, "log_output": False}
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; ends with 1 after a line on stderr if a parameter is wrong."""
     args = parser().parse_args(arguments)
-    given = {name: yaml.safe_load(value) for name, value in args.parameters}
+    given = {name: yaml.load(value, config.Loader) for name, value in args.parameters}
     try:
         run(args.notebook, args.output, args.parameters_file, given)
     except (ValueError, OSError) as error:

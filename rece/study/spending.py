@@ -6,7 +6,7 @@ import pandas as pd
 
 from rece.emoji.world import World
 from rece.study import fair as study
-from rece.study.experiment import module, victim
+from rece.study.experiment import module
 from rece.study.parallel import cells
 
 
@@ -34,6 +34,6 @@ def _one(pipe, judge, world, chosen, fair, generate, attacks, tried, job) -> pd.
         for keyword, values in numbers.items()
         for value in values
     }
-    table = study.measured(pipe, victim(pipe, edited), judge, world, group, fair, generate, budgets)
+    table = study.measured(pipe, edited.copy_of(pipe), judge, world, group, fair, generate, budgets)
     table[["what", "level"]] = table.what.str.rsplit(" ", n=1, expand=True)
     return table.assign(group=name, method=method, level=table.level.astype(float))

@@ -39,10 +39,16 @@ SIDE, COPIED = 1536, 2**25  # of the matrices and the float32 numbers that the p
 class CLIPTokenizerOfWords:
     """Stands in for CLIP's tokenizer: every word is one token, its checksum."""
 
-    model_max_length = POSITIONS
+    model_max_length, all_special_tokens = POSITIONS, ()
 
-    def __call__(self, text: str, **_) -> SimpleNamespace:
-        ids = [49406, *(zlib.crc32(word.encode()) % 49406 for word in text.split()), 49407]
+    def num_special_tokens_to_add(self) -> int:
+        return 2
+
+    def __call__(self, text: str, add_special_tokens: bool = True, **_) -> SimpleNamespace:
+        ids = [zlib.crc32(word.encode()) % 49406 for word in text.split()]
+        if not add_special_tokens:
+            return SimpleNamespace(input_ids=ids)
+        ids = [49406, *ids, 49407]
         padding = POSITIONS - len(ids)
         return SimpleNamespace(input_ids=ids + [49407] * padding, attention_mask=[1] * len(ids) + [0] * padding)
 

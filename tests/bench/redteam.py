@@ -16,7 +16,7 @@ from rece import attacks, solver
 from rece.certificate import bound
 from rece.emoji import world as worlds
 from rece.erasing import erase
-from rece.study import config, experiment, plan
+from rece.study import config, plan
 
 WIDTHS, TOKENS = (192, 768, 2048), 76
 UPDATES = 10
@@ -50,7 +50,7 @@ def attack(name: str, prompts: int) -> dict[str, float]:
     params, world = config.params(), worlds.load()
     spec, pipe = params["concept"]["horse"], config.load(params["model"])
     numbers = plan.numbers(spec, "uce", params["erase"]["uce"])
-    victim = experiment.victim(pipe, erase(pipe, spec["erase"], progress=False, **numbers))
+    victim = erase(pipe, spec["erase"], progress=False, **numbers).copy_of(pipe)
     cases = plan.cases(world, spec, prompts, 500_000)
     budget = {**ATTACKS[name], "steps": 4, "batch_size": prompts, "bf16": "auto", "progress": False}
     common = {"original": pipe, "concept": plan.named(world, spec)}

@@ -1,0 +1,33 @@
+"""What killed processes leave is swept, and what a living one holds is not."""
+
+import os
+
+import pytest
+import torch
+
+from rece import files
+
+fcntl = pytest.importorskip("fcntl")
+
+
+def test_leftovers_of_the_dead_are_swept_and_of_the_living_not(tmp_path):
+    names = {"dead": "e.safetensors.deadbeef", "young": "e.safetensors.00000000", "held": "e.safetensors.0badf00d"}
+    names["another's"] = "other.safetensors.deadbeef"
+    left = {name: tmp_path / f".{file}" for name, file in names.items()}
+    for name, file in left.items():
+        file.write_bytes(b"half")
+        if name != "young":
+            os.utime(file, (0, 0))
+    with open(left["held"]) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        files.write({"a": torch.ones(2)}, tmp_path / "e.safetensors", {"format": "pt"})
+    assert [name for name, file in left.items() if not file.exists()] == ["dead"]
+
+
+def test_a_folder_that_a_killed_process_left_is_swept(tmp_path):
+    left = tmp_path / ".out.deadbeef"
+    (left / "inner").mkdir(parents=True)
+    os.utime(left, (0, 0))
+    with files.replacing_folder(tmp_path / "out") as made:
+        (made / "a.txt").write_text("a")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out"]
