@@ -17,11 +17,11 @@ paper: export PYTHONDONTWRITEBYTECODE := 1
 # Two chains: in each, with default parameters, a notebook reads what those before it wrote. Lessons need no other.
 ONE := $(patsubst %,notebooks/%.ipynb,dataset pretrain judge control erase attack evaluate sweep plot paper)
 TWO := $(patsubst %,notebooks/%.ipynb,choose fair limits compare rival arena audits)
-LONG := notebooks/guarded.ipynb $(wildcard notebooks/course/5_*.ipynb notebooks/course/6_*.ipynb)
+LONG := notebooks/guarded.ipynb $(wildcard notebooks/course/6_*.ipynb)
 COURSE := $(filter-out $(LONG),$(wildcard notebooks/course/*.ipynb))
 NBVAL := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-kernel-startup-timeout 120
 
-.PHONY: help setup demo repro fair arena site project paper test bench lab lint format data clean
+.PHONY: drill help setup demo repro fair arena site project paper test bench lab lint format data clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -45,6 +45,8 @@ demo: setup  ## erase the dog from the embedded model, and draw it before and af
 
 repro: setup  ## run what changed since the last run: erase, attack, evaluate, plot
 	@test -e results/demo.png || python -m rece.study.demo
+	@# A zip of the repository has no .git, without which DVC otherwise refuses to work.
+	@test -e .git || grep -qs no_scm .dvc/config.local || printf '[core]\n    no_scm = true\n' >> .dvc/config.local
 	@dvc repro
 
 # DVC downloads the prompts, and the hub's models come with the first run. data/paper is a DVC project of its own, which
@@ -67,6 +69,9 @@ bench: setup  ## time solver, certificate and attacks against their literal form
 	@PYTHONPATH=tests python -m bench.guard
 	@python tests/bench/redteam.py
 	@python data/paper/cost.py
+
+drill: setup  ## try to break everything, a thousand ways, and count what happens (two minutes)
+	@PYTHONPATH=.:tests python tests/drill.py
 
 lab: setup  ## open the notebooks
 	@jupyter lab notebooks
