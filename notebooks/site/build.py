@@ -20,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 STAGE, OUT = ROOT / ".cache/site/source", ROOT / ".cache/site/html"
 SHOWN = (".png", ".csv", ".json", ".jsonl", ".safetensors")  # files that pages link to
+WIDGET = "application/vnd.jupyter.widget-view+json"
 API = {
     "rece": rece.HOMES,
     "rece.solver": ["edit_map", "derive", "gram", "compress", "guard_map", "discriminant", "factor"],
@@ -53,17 +54,36 @@ def page(path: Path) -> str:
 def lesson(path: Path) -> str:
     """A notebook of the course, with what its pictures show beside them and its solutions folded."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
+    notebook["metadata"].pop("widgets", None)  # scripts of another host would draw them: what they say is text too
     for cell in (cell for cell in notebook["cells"] if cell["cell_type"] == "code"):
         source = "".join(cell["source"])
         if "### BEGIN SOLUTION" in source:
             cell["metadata"].setdefault("tags", []).append("hide-input")
             source = re.sub(r"^ *### (BEGIN|END) SOLUTION\n", "", source, flags=re.M)
             cell["source"] = source.splitlines(True)
+        cell["outputs"] = [output for output in cell["outputs"] if WIDGET not in output.get("data", {})]
         for output in cell["outputs"]:
             alt = output.get("metadata", {}).get("image/png", {}).get("alt")
             if alt:
                 cell["metadata"]["mystnb"] = {"image": {"alt": alt}}
     return json.dumps(notebook, ensure_ascii=False)
+
+
+def runs() -> str:
+    """The page that lists the stage notebooks as `dvc repro` ran them here; they become pages of their own."""
+    folder, listed = ROOT / "results/notebooks", []
+    (STAGE / "runs").mkdir()
+    for path in sorted(folder.rglob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if any("papermill-error-cell-tag" in cell["metadata"].get("tags", []) for cell in cells):
+            continue  # it broke off
+        name = "-".join(path.relative_to(folder).with_suffix("").parts)
+        (STAGE / "runs" / f"{name}.ipynb").write_text(lesson(path), encoding="utf-8")
+        listed.append(f"{name} <runs/{name}>")
+    text = "# Stage notebooks, as they ran\n\nEach stage of the pipeline is a notebook. These are what it wrote.\n\n"
+    if not listed:
+        return text + "None has run in this checkout: after `make repro` the site shows them.\n"
+    return text + "```{toctree}\n" + "\n".join(listed) + "\n```\n"
 
 
 def pictures() -> str:
@@ -152,7 +172,7 @@ def stage(quick: bool = False) -> None:
     stills(quick)
     for path in HERE.glob("*.md"):
         (STAGE / path.name).write_text(page(path), encoding="utf-8")
-    for name, made in {"pictures": pictures, "cards": cards, "api": api}.items():
+    for name, made in {"pictures": pictures, "runs": runs, "cards": cards, "api": api}.items():
         (STAGE / f"{name}.md").write_text(made(), encoding="utf-8")
     (STAGE / "course").mkdir()
     for path in (ROOT / "notebooks/course").glob("*.ipynb"):
