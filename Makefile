@@ -17,7 +17,7 @@ paper: export PYTHONDONTWRITEBYTECODE := 1
 # Two chains: in each, with default parameters, a notebook reads what those before it wrote. Lessons need no other.
 ONE := $(patsubst %,notebooks/%.ipynb,dataset pretrain judge control erase attack evaluate sweep plot paper)
 TWO := $(patsubst %,notebooks/%.ipynb,choose fair limits compare rival arena audits)
-LONG := notebooks/guarded.ipynb $(wildcard notebooks/course/6_*.ipynb)
+LONG := notebooks/guarded.ipynb $(wildcard notebooks/course/5_*.ipynb)
 COURSE := $(filter-out $(LONG),$(wildcard notebooks/course/*.ipynb))
 NBVAL := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-kernel-startup-timeout 120
 
