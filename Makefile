@@ -21,7 +21,7 @@ LONG := notebooks/guarded.ipynb $(wildcard notebooks/course/5_*.ipynb)
 COURSE := $(filter-out $(LONG),$(wildcard notebooks/course/*.ipynb))
 NBVAL := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-kernel-startup-timeout 120
 
-.PHONY: drill help setup demo repro fair arena site project paper test bench lab lint format data clean
+.PHONY: help setup demo repro fair arena site project paper test bench drill lab lint format data clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10

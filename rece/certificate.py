@@ -186,7 +186,8 @@ def _tokens(pipe, path: str, G: Tensor, concepts, targets, others, known) -> tup
     all_others, last = _encoded(pipe, others, path, G)
     for text, aim in zip(concepts, targets, strict=True):
         (C, T), (i, j) = _encoded(pipe, [text, aim], path, G)
-        kept = [n for n, other in enumerate(others) if spelt[n] != texts.ids(pipe, text)]
+        own = texts.ids(pipe, text)
+        kept = [n for n, other in enumerate(spelt) if other != own]
         near, near_index, near_token = _nearest(G, C, i, all_others[kept], [last[n] for n in kept])
         same, *_ = _nearest(G, C, i, *_encoded(pipe, known.get(text, []), path, G))
         positions = torch.arange(len(C))

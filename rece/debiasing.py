@@ -80,7 +80,7 @@ def debias(
         rows = [E[texts.last_words(pipe, word)] for E, word in zip(embeds, words, strict=True)]
         return torch.stack(rows, dim=1)  # (tokenizers, texts, d)
 
-    K, A = last_tokens(concepts), last_tokens(list(attributes))
+    K, A = last_tokens(concepts), last_tokens(attributes)
     PP = texts.encode_gram(pipe, preserve, last=True) if preserve else None
     alpha = torch.zeros(len(concepts), len(attributes), dtype=K.dtype, device=K.device)
     scales = dict(lamb=lamb, erase_scale=edit_scale, preserve_scale=preserve_scale)

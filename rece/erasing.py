@@ -177,6 +177,8 @@ def erase(
 
     texts.check_erased(pipe, concepts, targets, preserve)
     texts.check(pipe, others=others or [])
+    erased = [texts.ids(pipe, text) for text in concepts] if others else []
+    innocent = [text for text in others or [] if texts.ids(pipe, text) not in erased]
 
     history = {}
     paths = families.paths(pipe) if pooled else ("tokens",)
@@ -200,8 +202,6 @@ def erase(
             scaled_each = replace(each, lamb=each.lamb * scale, derive_lamb=each.derive_lamb / scale)
             steps = _told(maps(G, first, later, scaled, scaled_each, anchored), bar)
             if auto:
-                erased = [texts.ids(pipe, text) for text in concepts]
-                innocent = [text for text in others or [] if texts.ids(pipe, text) not in erased]
                 history[path] = until_certified(pipe, steps, G, words, innocent, progress)
             else:
                 history[path] = list(islice(steps, rounds + 1))

@@ -12,6 +12,9 @@ from safetensors import SafetensorError
 
 from rece.edits import Edit
 
+# What the libraries raise for a folder that is not whole: a file or a key is missing; model_index.json names a class
+# that there is not; a tokenizer has no config; weights are missing; a file of weights is cut.
+BROKEN = (OSError, KeyError, AttributeError, OverflowError, NotImplementedError, SafetensorError)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -51,7 +54,7 @@ def load(
         settings |= unchecked if "safety_checker" in index else {}
         pipe = DiffusionPipeline.from_pretrained(model, revision=revision, **settings, **whole).to(device)
         _check_tokenizers(pipe)
-    except (OSError, KeyError, AttributeError, OverflowError, NotImplementedError, SafetensorError) as error:
+    except BROKEN as error:
         reason = " ".join(str(error).split())
         if folder:
             raise OSError(f"model: the folder {model} is not whole: {reason}") from error

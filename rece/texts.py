@@ -227,9 +227,10 @@ def check_erased(
     seen, kept = {}, {str(ids(pipe, text)): text for text in dict.fromkeys(preserve or [])}
     for concept, target in zip(concepts, targets, strict=True):
         own = ids(pipe, concept)
-        if str(own) in seen:
-            raise ValueError(f"concept: {concept!r} is the same tokens as {seen[str(own)]!r}: give it once")
-        seen[str(own)] = concept
+        spelt = str(own)
+        if spelt in seen:
+            raise ValueError(f"concept: {concept!r} is the same tokens as {seen[spelt]!r}: give it once")
+        seen[spelt] = concept
         if any(part and _within(part, whole) for part, whole in zip(own, ids(pipe, target), strict=True)):
             raise ValueError(f"target: {target!r} names the concept {concept!r}: choose a text without it")
         if not concept.rstrip()[-1].isalnum():
@@ -237,8 +238,8 @@ def check_erased(
                 f"concept: {concept!r} ends in {concept.rstrip()[-1]!r}: the edit acts on that token, in every text",
                 stacklevel=3,
             )
-        if str(own) in kept:
-            warnings.warn(f"preserve: {kept[str(own)]!r} is erased too, which weakens both", stacklevel=3)
+        if spelt in kept:
+            warnings.warn(f"preserve: {kept[spelt]!r} is erased too, which weakens both", stacklevel=3)
 
 
 def _within(part: list[int], whole: list[int]) -> bool:

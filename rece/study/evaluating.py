@@ -1,7 +1,7 @@
 """One edit of one concept of any model, evaluated: attacks at small budgets, what is kept, and the certificate.
 
-`rece evaluate MODEL FILE CONCEPT` prints it, and keeps it in a file that `rece lora`, `apply` and `weights` write into
-the model card.
+`rece evaluate MODEL FILE CONCEPT` prints it, and keeps it in a file that `rece lora` and `apply` write into the model
+card.
 """
 
 import json
@@ -97,9 +97,14 @@ def evaluate(
     unknown = [name for name in budgets if name not in attacks.names()]
     if unknown:
         raise ValueError(f"attacks: there is no {unknown[0]!r}; there are {', '.join(attacks.names())}")
-    others = _others(pipe, judge, concept) if others is None else texts.listed(list(others), "others")
-    texts.check(pipe, concept=[concept], synonyms=list(synonyms), others=others)
-    _question(judge, [concept, *others])
+    known = [name for name in getattr(judge, "objects", []) if name != concept]
+    named = known if others is None else texts.listed(list(others), "others")
+    texts.check(pipe, concept=[concept], synonyms=list(synonyms), others=named)
+    _question(judge, [concept, *named])
+    ordered = _by_distance(pipe, concept, named)
+    near, further = ordered[:NEIGHBOURS], ordered[NEIGHBOURS:]
+    if others is None:
+        others = near + further[:: max(1, len(further) // FURTHER)][:FURTHER]
     victim = edit.copy_of(pipe)
     cases, about = _cases(judge, concept, templates, seeds), [{"name": concept, "words": [concept, *synonyms]}]
     asked, rows = (list(cases.prompt), list(cases.seed)), []
@@ -113,7 +118,6 @@ def evaluate(
         note = {"attack": name, "budget": "quick" if budgets is QUICK else "own", "judge": judge.describe()["judge"]}
         rows.append(statistics.success_rate(hits, **note, threshold=max(threshold, judge.threshold)))
     kept = [_kept(pipe, victim, judge, text, templates, seeds, threshold, drawing) for text in others]
-    near = _by_distance(pipe, concept, others)[:NEIGHBOURS]
     made = certify(pipe, edit, concept, others=others or None) if isinstance(edit, Eraser) else None
     kept = pd.DataFrame([{"text": row["text"], "near": row["text"] in near} | row for row in kept])
     return Evaluation(concept, pd.DataFrame(rows), kept, made)
@@ -124,13 +128,6 @@ def _templates(judge, concept: str) -> Sequence[str]:
     if concept in styles:
         return [f"a {name} in {{}} style" for name in judge.objects[:: len(judge.objects) // len(TEMPLATES)]]
     return [f"a {{}} in {style} style" for style in styles] or TEMPLATES
-
-
-def _others(pipe, judge, concept: str) -> list[str]:
-    known = [name for name in getattr(judge, "objects", []) if name != concept]
-    ordered = _by_distance(pipe, concept, known)
-    further = ordered[NEIGHBOURS:]
-    return ordered[:NEIGHBOURS] + further[:: max(1, len(further) // FURTHER)][:FURTHER]
 
 
 def _question(judge, names: list[str]) -> None:
