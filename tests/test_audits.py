@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from test_rivals import RIVALS
 
 import rece
 from rece import audits, methods, texts
 from rece.audits import _sampler, adapter, tina
 from rece.images import fingerprint, generate
 from rece.study import config
+from rece.study.relearning import relearn
 
 HOW = {"steps": 4, "guidance": 3.0, "batch_size": 2}
 PROMPTS, SEEDS = ["a dog", "red dog", "dog"], [1, 2, 3]
@@ -54,6 +56,23 @@ def test_an_audit_draws_pictures_repeats_itself_and_changes_no_model(victim, pip
         assert (images == second[level]).all()
     levels = list(first.values())
     assert any((one != levels[0]).any() for one in levels[1:])
+
+
+@pytest.mark.parametrize("method", [name for name, (_, _, may) in RIVALS.items() if may is None])
+def test_a_hook_acts_under_every_audit_and_keeps_nothing_of_the_one_before(pipe, method):
+    """Audits call the model in their own ways, one after the other, with batches of other sizes."""
+    hooked = methods.run(method, pipe, "dog", **RIVALS[method][0]).apply(tiny.sd())
+    first = {name: run(name, hooked, pipe) for name in SETTINGS}
+    for name in reversed(SETTINGS):
+        for level, images in run(name, hooked, pipe).items():
+            assert (images == first[name][level]).all(), (name, level)
+    plain = run("noise", pipe, pipe)
+    assert any((images != plain[level]).any() for level, images in first["noise"].items()), "it acts"
+    taught = {"lr": 1e-3, "batch_size": 2, "generate_as": HOW | {"progress": False}}
+    for learn in ("readers", "unet", "lora"):
+        assert list(relearn(adapter.apart(hooked), pipe, PROMPTS, SEEDS, [0, 2], learn=learn, **taught)) == [0, 2]
+    drawn = run("completion", hooked, pipe)
+    assert all((images == first["completion"][level]).all() for level, images in drawn.items()), "it is as it was"
 
 
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name not in ("adapter", "composition")])

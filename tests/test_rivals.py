@@ -319,9 +319,28 @@ def test_sld_is_its_equations_step_by_step():
 
 def test_sld_leaves_a_pass_without_guidance_alone(pipe):
     z, c = torch.randn(2, 4, 8, 8), texts.encode(pipe, ["dog", "cat"]).float()
-    plain = pipe.unet(z, torch.tensor(500), encoder_hidden_states=c).sample
+    empty = texts.encode(pipe, ["", ""]).float()
     with methods.run("sld", pipe, "dog", warm_up=0.0).on(pipe):
-        assert torch.equal(pipe.unet(z, torch.tensor(500), encoder_hidden_states=c).sample, plain)
+        acted = [pipe.unet(z, torch.tensor(500), encoder_hidden_states=embeds).sample for embeds in (c, empty)]
+    for embeds, found in zip((c, empty), acted, strict=True):
+        assert torch.equal(pipe.unet(z, torch.tensor(500), encoder_hidden_states=embeds).sample, found)
+
+
+def test_sld_begins_anew_with_every_drawing_wherever_its_sampler_starts(pipe):
+    """A drawing that begins in the middle has not the momentum of the one before, of as many rows or of others."""
+    both, later = texts.encode(pipe, ["", "dog"]).float(), [torch.tensor(500), torch.tensor(100)]
+    pipe.scheduler.set_timesteps(10)
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def drawn(rows: torch.Tensor) -> list[torch.Tensor]:
+        embeds = both.repeat_interleave(len(rows), 0)
+        return [pipe.unet(torch.cat([rows, rows]), time, encoder_hidden_states=embeds).sample for time in later]
+
+    with methods.run("sld", pipe, "dog", warm_up=0.0).on(pipe):
+        first, other, second = drawn(z[:1]), drawn(z), drawn(z[:1])
+    for one, two in zip(first, second, strict=True):
+        assert torch.equal(one, two)
+    torch.testing.assert_close(other[1][::2], first[1], rtol=1e-4, atol=1e-5)
 
 
 def test_receler_is_silent_at_first_and_speaks_outside_of_its_mask_at_a_price(pipe):
@@ -335,7 +354,7 @@ def test_receler_is_silent_at_first_and_speaks_outside_of_its_mask_at_a_price(pi
     state = {"down.0": torch.randn(4, width), "inner.0": torch.randn(4), "up.0": torch.zeros(width, 4)}
     hook = receler.Hook(state | {"outer.0": torch.zeros(width)})
     x = torch.randn(n, 16, width)
-    assert torch.equal(hook.adding(0)(None, None, x), x)
+    assert torch.equal(hook.adding(0, {})(None, None, x), x)
 
 
 def test_attention_is_that_of_the_layers(pipe):

@@ -29,20 +29,20 @@ class Hook(torch.nn.Module):
         super().__init__()
         for name, tensor in state.items():
             self.register_parameter(name.replace(".", "_"), torch.nn.Parameter(tensor.clone()))
-        self.said = {}  # what was added in the last pass, by layer
 
     def attach(self, pipe: DiffusionPipeline) -> list:
-        return self.attach_to(families.model(pipe))
+        return self.attach_to(families.model(pipe), {})
 
-    def attach_to(self, model: torch.nn.Module) -> list:
+    def attach_to(self, model: torch.nn.Module, said: dict[int, Tensor]) -> list:
+        """Hook a model. said: becomes what was added in the last pass, by layer."""
         layers = [layer for name, layer in model.named_modules() if name.endswith(".attn2")]
-        return [layer.register_forward_hook(self.adding(n)) for n, layer in enumerate(layers)]
+        return [layer.register_forward_hook(self.adding(n, said)) for n, layer in enumerate(layers)]
 
-    def adding(self, n: int):
+    def adding(self, n: int, said: dict[int, Tensor]):
         def add(_, args, found: Tensor) -> Tensor:
             down, inner, up, outer = (getattr(self, f"{name}_{n}") for name in ("down", "inner", "up", "outer"))
-            self.said[n] = gelu(found @ down.T + inner) @ up.T + outer
-            return found + self.said[n]
+            said[n] = gelu(found @ down.T + inner) @ up.T + outer
+            return found + said[n]
 
         return add
 
@@ -78,7 +78,8 @@ def erase(
         state |= {f"up.{n}": torch.zeros(width, hidden), f"outer.{n}": torch.zeros(width)}
     hook = Hook(state).to(pupil.device)
     pupil.learnt = dict(hook.named_parameters())
-    hook.attach_to(unet)
+    said = {}
+    hook.attach_to(unet, said)
 
     def loss(random: torch.Generator) -> Tensor:
         name = pupil.concepts[int(torch.randint(len(pupil.concepts), (), generator=random))]
@@ -89,7 +90,7 @@ def erase(
         plain, asked = pupil.original(z, time, pupil.empty, c)
         read = attacked(pupil, unet, c, last + 1, z, time, asked, words, attack_steps, attack_lr, random)
         found = pupil.predict(unet, z, time, read)
-        return mse_loss(found, plain - eta * (asked - plain)) + locality * outside(hook.said, seen)
+        return mse_loss(found, plain - eta * (asked - plain)) + locality * outside(said, seen)
 
     numbers = {"eta": eta, "hidden": hidden, "words": words, "locality": locality}
     numbers |= {"attack_steps": attack_steps, "attack_lr": attack_lr}

@@ -20,7 +20,8 @@ class Hook(torch.nn.Module):
     e_u, e_p, e_s: predictions for "", the prompt and the safety text. phi = min(|e_p - e_s| scale, 1), and 0 where
     e_p - e_s >= threshold. g = phi (e_s - e_u) + momentum nu, then nu becomes beta nu + (1 - beta) g. After the
     warm-up g is taken from e_p, so that guidance w draws e_u + w (e_p - e_u - g). (Equations 3 to 8.)
-    A pass without guidance, such as an attack's own, is left as it is.
+    A pass without guidance, such as an attack's own, is left as it is: its rows are not the same latents twice, for ""
+    and for the prompt. nu begins at 0 with every drawing: where a step is not later than the last.
     """
 
     def __init__(self, state: dict[str, Tensor], **settings: float):
@@ -30,18 +31,21 @@ class Hook(torch.nn.Module):
             self.register_buffer(name, state[name].clone())
 
     def attach(self, pipe: DiffusionPipeline) -> list:
-        scheduler, self.nu = pipe.scheduler, None
+        scheduler, self.nu, self.step = pipe.scheduler, None, 0
         forward = families.model(pipe)
 
         def before(_, args, kwargs):
             named = [kwargs.pop(name) for name in ("timestep", "encoder_hidden_states") if name in kwargs]
             sample, time, embeds = (*args, *named)
             n = len(sample) // 2
-            self.guided = len(sample) == 2 * n and bool(blank(embeds[:n], self.empty).all())
+            self.guided = torch.equal(sample[:n], sample[n:]) and bool(blank(embeds[:n], self.empty).all())
             if self.guided:
                 sample = torch.cat([sample, sample[:n]])
                 embeds = torch.cat([embeds, self.safety.to(embeds).expand(n, -1, -1)])
-                self.step = int((scheduler.timesteps > torch.as_tensor(time).flatten()[0].cpu()).sum())
+                now = torch.as_tensor(time).flatten()[0].cpu()
+                last, self.step = self.step, int((scheduler.timesteps > now).sum())
+                if self.step <= last or self.nu is not None and len(self.nu) != n:
+                    self.nu = None
             return (sample, time, embeds), kwargs
 
         def after(_, args, kwargs, found):
@@ -61,7 +65,7 @@ class Hook(torch.nn.Module):
         """What is taken from the prompt's prediction at this step: g, or 0 during the warm-up."""
         phi = ((asked - safety).abs() * self.settings["scale"]).clamp(max=1)
         phi = torch.where(asked - safety >= self.settings["threshold"], 0, phi)
-        nu = torch.zeros_like(asked) if self.step == 0 or self.nu is None else self.nu
+        nu = torch.zeros_like(asked) if self.nu is None else self.nu
         g = phi * (safety - unguided) + self.settings["momentum"] * nu
         self.nu = self.settings["beta"] * nu + (1 - self.settings["beta"]) * g
         return g if self.step >= self.settings["warm_up"] * steps else torch.zeros_like(g)
