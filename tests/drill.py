@@ -14,6 +14,7 @@ import math
 import os
 import random
 import re
+import resource
 import shlex
 import signal
 import struct
@@ -543,8 +544,62 @@ while True:
 """
 
 
+def full():
+    """A disk that is full after so many bytes of a file: what was there before stays, and nothing else is left."""
+    pipe = tiny.sd()
+    old, new = (rece.erase(pipe, name, relative=True, progress=False) for name in ("dog", "cat"))
+    found, table = attacks.Attempts(["a dog"], [0], losses=[[1.0]]), pd.DataFrame({"prompt": ["a dog"], "seed": [0]})
+    writers = {
+        "eraser": lambda there, eraser: eraser.save(there / "e.safetensors"),
+        "lora": lambda there, eraser: eraser.save_lora(there, pipe=pipe),
+        "weights": lambda there, eraser: export.save_weights(eraser, pipe, there / "w.safetensors"),
+        "kohya": lambda there, eraser: export.save_kohya(eraser, pipe, there / "k.safetensors"),
+        "attempts": lambda there, _: found.save(there / "a.safetensors"),
+        "image": lambda there, _: images.draw(pipe, table, there / "d", steps=1, batch_size=2, progress=False),
+    }
+    for kind in ("lora", "weights", "eraser", "pipeline"):
+        writers[f"folder {kind}"] = lambda there, eraser, kind=kind: export.save_folder(eraser, pipe, there / "f", kind)
+
+    def read(folder: Path) -> dict[str, bytes]:
+        return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+    for (name, write), share, again in itertools.product(writers.items(), (0.0, 0.5, 0.99), (False, True)):
+        if name == "image" and again:
+            continue  # an image that is there is not drawn again
+
+        def cut_short(write=write, share=share, again=again):
+            with tempfile.TemporaryDirectory() as place:
+                there, other = Path(place, "there"), Path(place, "other")
+                there.mkdir(), other.mkdir()
+                write(other, new)
+                before = {}
+                if again:
+                    write(there, old)
+                    before = read(there)
+                try:
+                    with room(int(share * max(map(len, read(other).values())))):
+                        write(there, new)
+                finally:
+                    left = read(there)
+                    if left != before:
+                        raise Partial(f"{sorted(left.keys() ^ before.keys()) or 'another content'} is there")
+
+        yield f"{name} to {share:.0%}{', over an old one' if again else ''}", cut_short, "(large|space)", None
+
+
+@contextlib.contextmanager
+def room(most: int):
+    """No file may grow beyond `most` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def faults():
-    """Processes that are killed while they write, and a disk that is full: what is there is whole."""
+    """Processes that are killed while they write: what is there is whole."""
     here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
     chance = random.Random(1)
@@ -583,7 +638,7 @@ def run(kinds: list) -> pd.DataFrame:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    known = {kind.__name__.strip("_"): kind for kind in (keywords, meant, files_, commands, faults)}
+    known = {kind.__name__.strip("_"): kind for kind in (keywords, meant, files_, commands, full, faults)}
     parser.add_argument("kinds", nargs="*", choices=[*known, []], help="by default all")
     asked = parser.parse_args().kinds or list(known)
     loading.quiet()

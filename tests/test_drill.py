@@ -23,7 +23,7 @@ TRIES = settings(
 )
 
 
-@pytest.mark.parametrize("kind", [drill.keywords, drill.meant, drill.files_, drill.commands])
+@pytest.mark.parametrize("kind", [drill.keywords, drill.meant, drill.files_, drill.commands, drill.full])
 def test_no_case_of_the_drill_ends_badly(kind, capsys):
     table = drill.run([kind])
     assert table[table.ended.isin(drill.BAD)].to_dict("records") == []

@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import convert_state_dict_to_kohya
 from huggingface_hub import HfApi, constants
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from rece import families, files, layers
 from rece.eraser import FLOATS, Eraser
@@ -91,7 +91,7 @@ def save_pipeline(eraser: Eraser, pipe: DiffusionPipeline, folder: str | Path, v
     it. The file rece.json in it holds the provenance. The folder is whole or not there, see `files.replacing_folder`.
     The pipeline is left as it was found.
     Raises ValueError if the eraser does not fit, if the pipeline carries another one, or if it was loaded from this
-    folder; FileExistsError if the folder holds other files.
+    folder; FileExistsError if the folder holds other files; OSError if the disk is full.
     """
     with _replacing(folder, pipe) as made:
         _fill(made, eraser, pipe, variant)
@@ -192,7 +192,10 @@ def _fill(folder: Path, eraser: Eraser, pipe: DiffusionPipeline, variant: str | 
             for name, weight in module.named_parameters() if isinstance(module, torch.nn.Module) else ():
                 if not torch.isfinite(weight).all():
                     raise ValueError(f"pipe.{part}: {name} holds values that are not finite: reload the pipeline")
-        pipe.save_pretrained(folder, safe_serialization=True, variant=variant)
+        try:
+            pipe.save_pretrained(folder, safe_serialization=True, variant=variant)
+        except SafetensorError as error:  # such as a full disk
+            raise OSError(f"{folder}: {error}") from error
     for path in [*folder.glob("*.json"), *folder.glob("*/config.json")]:
         config = json.loads(path.read_text(encoding="utf-8"))
         if config.pop("_name_or_path", None) is not None:  # may be a folder of this machine
