@@ -558,10 +558,11 @@ def full():
         "image": lambda there, _: images.draw(pipe, table, there / "d", steps=1, batch_size=2, progress=False),
     }
     for kind in ("lora", "weights", "eraser", "pipeline"):
-        writers[f"folder {kind}"] = lambda there, eraser, kind=kind: export.save_folder(eraser, pipe, there / "f", kind)
+        writers[f"folder {kind}"] = lambda to, eraser, kind=kind: export.save_folder(eraser, pipe, to / "f", kind)
 
     def read(folder: Path) -> dict[str, bytes]:
-        return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+        inside = (file for file in sorted(folder.rglob("*")) if file.is_file())
+        return {str(file.relative_to(folder)): file.read_bytes() for file in inside}
 
     for (name, write), share, again in itertools.product(writers.items(), (0.0, 0.5, 0.99), (False, True)):
         if name == "image" and again:
