@@ -5,6 +5,8 @@ from importlib import import_module
 
 # Idle OpenMP threads sleep. Spinning ones make a small model ten times slower on a busy machine. Read by torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# onnxruntime, which diffusers imports where NudeNet is installed, otherwise numbers this machine and keeps a record.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 HOMES = {
     "Certificate": "certificate",

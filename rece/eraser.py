@@ -17,7 +17,6 @@ from rece import families, files, layers, solver, texts
 from rece.edits import Edit
 
 SAMPLE = 32  # everyday texts that a report looks at
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # what a LoRA can be written in
 
 
 class Eraser(Edit, kind="map"):
@@ -234,8 +233,7 @@ class Eraser(Edit, kind="map"):
         Raises ValueError if no pipeline is known, it does not fit, or its class loads no LoRA. Source: ours.
         """
         pipe = self._known(pipe)
-        if dtype not in FLOATS:
-            raise ValueError(f"dtype must be one of {', '.join(map(str, FLOATS))}, not {dtype}")
+        solver.check_dtype(dtype)
         solver.whole(rank=1 if rank is None else rank)
         if not hasattr(pipe, "load_lora_weights"):
             kind = type(pipe).__name__

@@ -7,7 +7,8 @@ A family reads the prompt on one or two paths: "tokens", the embedding with one 
 from dataclasses import dataclass, field
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,22 @@ def reads_tokens_alone(pipe: DiffusionPipeline) -> bool:
     """Whether the model reads nothing of a prompt but the token embedding, which can then be fed in its place."""
     readers = family(pipe).readers
     return list(readers) == ["tokens"] and readers["tokens"].mask is None
+
+
+def check_tokens_alone(pipe: DiffusionPipeline, unet: bool = False) -> None:
+    """Raises TypeError if the model reads more of a prompt than tokens; with unet also if it is no UNet."""
+    if unet and not (reads_tokens_alone(pipe) and part(pipe) == "unet"):
+        raise TypeError(f"pipe must be a Stable Diffusion 1.x or 2.x pipeline, not a {type(pipe).__name__}")
+    if not reads_tokens_alone(pipe):
+        raise TypeError("pipe must be a model that reads a prompt's tokens alone")
+
+
+def noise_in(scheduler: SchedulerMixin, found: Tensor, z: Tensor, time: Tensor) -> Tensor:
+    """The noise in latents z of a time that a prediction, of noise or of velocity, stands for."""
+    if scheduler.config.prediction_type != "v_prediction":
+        return found
+    share = scheduler.alphas_cumprod.to(z.device)[time]
+    return share.sqrt() * found + (1 - share).sqrt() * z
 
 
 def bare(whole: torch.nn.Module) -> torch.nn.Module:

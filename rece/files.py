@@ -25,7 +25,7 @@ def write(tensors: dict[str, Tensor], path: str | Path, note: dict[str, str]) ->
     What a killed process left beside it is removed.
     """
     data = _sorted(save(tensors, metadata=note))
-    _sweep(Path(path))
+    sweep(Path(path).parent, glob.escape(Path(path).name))
     with replacing(path) as file:
         file.write(data)
 
@@ -56,6 +56,9 @@ def replacing(path: str | Path, beside: str | Path | None = None) -> Iterator[Bi
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # of a full disk it says nothing
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -73,7 +76,7 @@ def replacing_folder(folder: str | Path) -> Iterator[Path]:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file: choose a folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
+    sweep(folder.parent, glob.escape(folder.name))
     part, old = _beside(folder), _beside(folder)
     part.mkdir()
     held = os.open(part, os.O_RDONLY)
@@ -118,9 +121,12 @@ def _held(file: int) -> bool:
         return False
 
 
-def _sweep(path: Path) -> None:
-    """Remove what killed processes left beside `path`: hidden names of `_beside` that nobody holds, a minute old."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+def sweep(folder: Path, names: str) -> None:
+    """Remove what killed processes left in a folder: hidden names of `_beside` that nobody holds, a minute old.
+
+    names: a pattern of the names of what they wrote.
+    """
+    for left in folder.glob(f".{names}.????????"):
         try:
             if left.stat().st_mtime > time.time() - GRACE:
                 continue

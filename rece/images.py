@@ -10,12 +10,11 @@ import json
 import math
 import numbers
 import re
-import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 
@@ -31,9 +30,7 @@ from tqdm import tqdm
 
 from rece import solver
 from rece.families import reads_tokens_alone
-from rece.files import replacing
-
-LEFTOVER = 3600  # seconds; an unfinished file that is older belongs to a killed run
+from rece.files import replacing, sweep
 
 
 def generate(
@@ -118,6 +115,15 @@ def generate(
             bar.update(len(batch))
     bar.close()
     return np.concatenate(images)
+
+
+def to_latents(pipe: DiffusionPipeline, images: np.ndarray) -> Tensor:
+    """The latents of pictures, uint8 (n, h, w, 3): (n, c, h, w) on the VAE's device and in its dtype, its mean."""
+    vae = pipe.vae
+    with torch.no_grad():
+        pixels = torch.as_tensor(images).permute(0, 3, 1, 2) / 127.5 - 1
+        found = [vae.encode(some.to(vae.device, vae.dtype)).latent_dist.mean for some in pixels.split(16)]
+    return torch.cat(found) * vae.config.scaling_factor
 
 
 def draw(
@@ -308,10 +314,8 @@ def _begin(folder: Path, run: dict) -> str:
         reason = f"folder: {folder} holds another run ({differs[0]} is {values})"
         remedy = f"set OMP_NUM_THREADS={before.get('threads')}, or " if differs == ["threads"] else ""
         raise ValueError(f"{reason}: {remedy}choose another folder")
-    for left in (*folder.glob(".*.png.*"), *folder.glob(".run.json.*")):
-        with suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > LEFTOVER:
-                left.unlink()
+    for names in ("*.png", "run.json"):
+        sweep(folder, names)
     return _digest(run)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from rece import solver
 from rece.families import bare, family, model
 
-DTYPES = ("float32", "float16", "bfloat16", "float64", "int8")  # of weights as they are shipped
+DTYPES = (*solver.FLOATS, "int8")  # of weights as they are shipped
 KEPT = "_rece_kept"  # attribute of an edited model: its Kept
 _GRAMS = WeakKeyDictionary()  # of a model, by path: a digest of its layers' weights, G, and G's factors if asked for
 

@@ -10,12 +10,12 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from huggingface_hub import constants
 from safetensors import SafetensorError
 
+from rece import solver
 from rece.edits import Edit
 
 # What the libraries raise for a folder that is not whole: a file or a key is missing; model_index.json names a class
 # that there is not; a tokenizer has no config; weights are missing; a file of weights is cut.
 BROKEN = (OSError, KeyError, AttributeError, OverflowError, NotImplementedError, SafetensorError)
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 def load(
@@ -30,15 +30,15 @@ def load(
     """The pipeline of a folder, or of a hub id at a revision, from safetensors files only.
 
     model: a folder that `save_pretrained` wrote, or a hub id. revision: a hub id's full commit hash, see `local`.
-    eraser: a file of an edit of any kind, see `Edit.load`, which is applied. dtype: one of DTYPES. device: by default
-    the GPU if there is one. scheduler: the name of one of diffusers' scheduler classes, configured as the pipeline's
-    own. A safety checker is not loaded.
+    eraser: a file of an edit of any kind, see `Edit.load`, which is applied. dtype: one of `solver.FLOATS`; in float64
+    the noise of a seed is another one than in the others. device: by default the GPU if there is one. scheduler: the
+    name of one of diffusers' scheduler classes, configured as the pipeline's own. A safety checker is not loaded.
 
     Raises ValueError naming the parameter; FileNotFoundError if there is no such folder or eraser file; OSError if
     the folder is not whole, or the hub does not have it or cannot be reached.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    if dtype not in solver.FLOATS:
+        raise ValueError(f"dtype must be one of {', '.join(solver.FLOATS)}, not {dtype!r}")
     kind = getattr(diffusers, scheduler or "", None)
     if scheduler is not None and not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         raise ValueError(f"scheduler must be the name of one of diffusers' schedulers, not {scheduler!r}")
@@ -49,7 +49,7 @@ def load(
     try:
         index = DiffusionPipeline.load_config(model, revision=revision)
         unchecked = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        settings = {"dtype": DTYPES[dtype], "use_safetensors": True}
+        settings = {"dtype": solver.FLOATS[dtype], "use_safetensors": True}
         whole = _encoders(model, revision, index, settings)
         settings |= unchecked if "safety_checker" in index else {}
         pipe = DiffusionPipeline.from_pretrained(model, revision=revision, **settings, **whole).to(device)

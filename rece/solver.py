@@ -20,6 +20,7 @@ REGULARISERS = ("zero", "target", "surrogate1", "surrogate2", "both")
 # type is of that size (5e-4).
 MAX_CONDITION = 1e12
 
+FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 MOST = 1e30  # of any number that a user gives: sums of its squares still are far from float64's end
 
 
@@ -278,6 +279,12 @@ def whole(least: int = 1, most: int = 10**6, **counts: int) -> None:
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int) or not least <= count <= most:
             raise ValueError(f"{name} must be a whole number, {least} or more ({most:,} at most), not {shown(count)}")
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raises ValueError unless dtype is one of FLOATS."""
+    if dtype not in FLOATS.values():
+        raise ValueError(f"dtype must be one of {', '.join(map(str, FLOATS.values()))}, not {shown(dtype)}")
 
 
 def flags(**values: bool) -> None:

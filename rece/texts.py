@@ -12,6 +12,7 @@ from importlib import resources
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
 from rece import solver
@@ -426,3 +427,12 @@ def _encode(pipe: DiffusionPipeline, prompts: list[str], path: str) -> Tensor:
     if reader.mask is not None:
         embeds = embeds * found[reader.mask].to(embeds.device)[..., None]
     return embeds if embeds.ndim == 3 else embeds[:, None]
+
+
+def replaced(encoder: torch.nn.Module, slots: Tensor, soft: Tensor) -> RemovableHandle:
+    """In a `with` block of it the encoder reads soft (n, k, d) in place of its tokens at positions slots (n, k)."""
+
+    def replace(_, args, found: Tensor) -> Tensor:
+        return found.scatter(1, slots[:, :, None].expand(soft.shape), soft.to(found.dtype))
+
+    return encoder.get_input_embeddings().register_forward_hook(replace)

@@ -384,7 +384,7 @@ def test_the_loss_falls_to_the_word_that_solves_it(victim, pipe, word, monkeypat
 def test_gradient_reaches_the_rows_and_the_forward_is_unchanged(pipe):
     encoder, ids = pipe.text_encoder, _tokens.Blanks(pipe, [["", prompt] for prompt in PROMPTS], 3, "").empty
     rows = encoder.get_input_embeddings()(ids[:, 1:4]).detach().requires_grad_()
-    with _tokens.replaced(encoder, torch.arange(1, 4).expand(3, 3), rows):
+    with texts.replaced(encoder, torch.arange(1, 4).expand(3, 3), rows):
         embeds = encoder(ids)[0]
     torch.testing.assert_close(embeds, encoder(ids)[0], rtol=0, atol=0)
     (slope,) = torch.autograd.grad(embeds[:, -1].square().sum(), rows)

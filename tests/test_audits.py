@@ -9,7 +9,7 @@ from test_rivals import RIVALS
 import rece
 from rece import audits, methods, texts
 from rece.audits import _sampler, adapter, tina
-from rece.images import fingerprint, generate
+from rece.images import fingerprint, generate, to_latents
 from rece.study import config
 from rece.study.relearning import relearn
 
@@ -190,7 +190,7 @@ def test_more_queries_never_show_less(victim, pipe):
 def test_an_adapter_learns_and_is_carried_over(victim, pipe):
     taught = adapter.with_adapter(pipe, 2)
     shown = generate(pipe, ["a dog"] * 2, [0, 1], **HOW)
-    latents, embeds = _sampler.encode(pipe, shown), _sampler.encoded(pipe, ["a dog"] * 2)
+    latents, embeds = to_latents(pipe, shown), _sampler.encoded(pipe, ["a dog"] * 2)
     plain = generate(pipe, PROMPTS, SEEDS, **HOW)
     assert (generate(taught, PROMPTS, SEEDS, **HOW) == plain).all(), "at first it does nothing"
     learnt = [one for name, one in taught.unet.named_parameters() if "lora_" in name]

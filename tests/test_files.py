@@ -1,5 +1,6 @@
 """What killed processes leave is swept, and what a living one holds is not."""
 
+import errno
 import os
 
 import pytest
@@ -31,3 +32,12 @@ def test_a_folder_that_a_killed_process_left_is_swept(tmp_path):
     with files.replacing_folder(tmp_path / "out") as made:
         (made / "a.txt").write_text("a")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    with (
+        pytest.raises(OSError, match="No space left on device: .*e.safetensors"),
+        files.replacing(tmp_path / "e.safetensors"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert list(tmp_path.iterdir()) == []

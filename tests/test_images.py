@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 import rece
+from rece import files, texts
 from rece import images as drawing
-from rece import texts
 from rece.images import checked, draw, fingerprint, generate, read
 
 PROMPTS = ["a dog", "a cat", "", "a red dog", "my cat", "a dog"]
@@ -330,8 +330,8 @@ def test_a_batch_that_another_process_has_drawn_meanwhile_is_left_out(pipe, tmp_
 
 def test_what_killed_runs_left_is_removed_and_what_is_being_written_is_not(pipe, tmp_path, whole):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
-    old, new, other = tmp_path / ".3.png.old", tmp_path / ".3.png.new", tmp_path / ".mine"
-    for left, age in ((old, 2 * drawing.LEFTOVER), (new, 0), (other, 2 * drawing.LEFTOVER)):
+    old, new, other = tmp_path / ".3.png.0a1b2c3d", tmp_path / ".3.png.4a5b6c7d", tmp_path / ".mine"
+    for left, age in ((old, 2 * files.GRACE), (new, 0), (other, 2 * files.GRACE)):
         left.write_text("")
         os.utime(left, (time.time() - age,) * 2)
     draw(pipe, table(), tmp_path, **PAIRS)

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch.nn.functional import mse_loss
 
-from rece import layers, methods, texts
+from rece import families, layers, methods, texts
 from rece.edits import Hooks, Weights
 from rece.eraser import Eraser
 from rece.images import fingerprint, generate
@@ -153,7 +153,7 @@ def test_noise_in_a_prediction_is_what_was_added(pipe):
         share = pupil.scheduler.alphas_cumprod[time].view(-1, 1, 1, 1)
         found = said if kind == "epsilon" else share.sqrt() * said + (1 - share).sqrt() * noisy
         torch.testing.assert_close(found, noise, rtol=1e-4, atol=1e-4)
-        one = pupil.noise_in(said[:1], noisy[:1], time[0])
+        one = families.noise_in(pupil.scheduler, said[:1], noisy[:1], time[0])
         torch.testing.assert_close(one, noise[:1], rtol=1e-4, atol=1e-4)
 
 
@@ -181,7 +181,9 @@ def test_race_disturbs_within_its_ball_and_against_its_own_prediction(pipe):
     begin = random.get_state()
 
     def miss(read):
-        return mse_loss(pupil.noise_in(pupil.predict(pupil.unet, z, time, read), z, time), noise).item()
+        return mse_loss(
+            families.noise_in(pupil.scheduler, pupil.predict(pupil.unet, z, time, read), z, time), noise
+        ).item()
 
     found = {}
     for steps in (0, 10):

@@ -222,7 +222,7 @@ def test_replaced_tokens_are_those_of_a_word(pipe):
     ids = pipe.tokenizer(["a dog", "a cat"], padding="max_length", return_tensors="pt").input_ids
     slot = (ids[0] != ids[1]).nonzero().T
     word = encoder.get_input_embeddings().weight[ids[1, slot]]
-    with torch.no_grad(), _tokens.replaced(encoder, slot, word):
+    with torch.no_grad(), texts.replaced(encoder, slot, word):
         found = encoder(ids[:1])[0]
     with torch.no_grad():
         assert torch.equal(found, encoder(ids[1:])[0])
@@ -356,7 +356,7 @@ def test_an_attack_on_free_tokens_passes_safree(pipe):
     word = encoder.get_input_embeddings().weight[ids[:, 1:2]].detach().clone().requires_grad_()
     with methods.run("safree", pipe, "dog", alpha=0.0, ends=True).on(pipe):
         plain = encoder(ids)[0]
-        with _tokens.replaced(encoder, slots, word):
+        with texts.replaced(encoder, slots, word):
             found = encoder(ids)[0]
         torch.testing.assert_close(found, plain)
         found.sum().backward()

@@ -189,7 +189,7 @@ def test_one_update_is_a_literal_adamw_step_straight_through(victim, pipe, monke
     ids = _tokens.Blanks(victim, [["", ""]], 4, "").empty
     ids[0, 1:5] = known[picks]
     soft = embedding(known[picks])[None].detach().requires_grad_()
-    with _tokens.replaced(victim.text_encoder, torch.arange(1, 5)[None], soft):
+    with texts.replaced(victim.text_encoder, torch.arange(1, 5)[None], soft):
         embeds = victim.text_encoder(ids)[0]
     with torch.no_grad():
         asked = pipe.encode_prompt(PROMPTS[0], "cpu", 1, False)[0]

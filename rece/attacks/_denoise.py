@@ -130,7 +130,7 @@ class Denoising:
     def encode(self, ids: Tensor, slots: Tensor | None = None, soft: Tensor | None = None) -> Tensor:
         """The victim's embeddings (n, positions, d) of ids (n, positions); soft (n, k, d) is read at slots (n, k)."""
         encoder = self.victim.text_encoder
-        with self.autocast, nullcontext() if soft is None else _tokens.replaced(encoder, slots, soft):
+        with self.autocast, nullcontext() if soft is None else texts.replaced(encoder, slots, soft):
             return encoder(ids)[0]
 
     def predict(self, unet: torch.nn.Module, noisy: Tensor, ts: Tensor, embeds: Tensor) -> Tensor:

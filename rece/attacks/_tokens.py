@@ -6,7 +6,6 @@ from itertools import islice
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.hooks import RemovableHandle
 
 from rece import families
 
@@ -81,15 +80,6 @@ class Blanks:
         if self.tokenizer(text, padding="max_length", max_length=len(ids)).input_ids != ids:
             raise RuntimeError(f"{text!r} does not tokenise to the ids that were attacked")
         return text
-
-
-def replaced(encoder: torch.nn.Module, slots: Tensor, soft: Tensor) -> RemovableHandle:
-    """In a `with` block of it the encoder reads soft (n, k, d) as the token embeddings at positions slots (n, k)."""
-
-    def replace(module, inputs, output):
-        return output.scatter(1, slots[:, :, None].expand(soft.shape), soft.to(output.dtype))
-
-    return encoder.get_input_embeddings().register_forward_hook(replace)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from rece import solver
+from rece import solver, texts
 from rece.attacks import Attempts, _tokens
 from rece.images import bfloat16
 
@@ -80,7 +80,7 @@ def attack(
             for _ in range(steps):
                 with torch.enable_grad():
                     soft = table[picks][None].requires_grad_()
-                    with _tokens.replaced(encoder, blanks.slots, soft):
+                    with texts.replaced(encoder, blanks.slots, soft):
                         (slope,) = torch.autograd.grad(loss(picks[None], target).sum(), soft)
                 good = (slope[0] @ table.T).topk(top_k, largest=False).indices
                 drawn = torch.as_tensor(random.integers(top_k, size=batch), device=device)

@@ -63,8 +63,7 @@ def run(
     if isinstance(prompts, str) or not prompts or len(prompts) != len(seeds):
         raise ValueError(f"seeds must be one number per prompt: {len(seeds)} seeds for {len(prompts)} prompts")
     for pipe in (victim, original):
-        if not families.reads_tokens_alone(pipe) or families.part(pipe) != "unet":
-            raise TypeError(f"pipe must be a Stable Diffusion 1.x or 2.x pipeline, not a {type(pipe).__name__}")
+        families.check_tokens_alone(pipe, unet=True)
     return _module(name).audit(victim, original, list(prompts), [int(s) for s in seeds], generate=generate, **settings)
 
 

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import Tensor
 
 from rece import texts
-from rece.images import bfloat16
+from rece.images import bfloat16, to_latents
 
 APART = 1_000_003  # between the seeds of an attacker's noise and those that pictures are drawn with
 
@@ -34,15 +34,6 @@ def noise(pipe: DiffusionPipeline, seeds: list[int]) -> Tensor:
     shape = (1, pipe.unet.config.in_channels, pipe.unet.config.sample_size, pipe.unet.config.sample_size)
     found = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.cat(found).to(pipe.unet.device)
-
-
-def encode(pipe: DiffusionPipeline, images: np.ndarray) -> Tensor:
-    """The latents of pictures, uint8 (n, h, w, 3): (n, c, h, w) in the VAE's dtype, its mean."""
-    pixels = torch.as_tensor(images).permute(0, 3, 1, 2) / 127.5 - 1
-    vae = pipe.vae
-    with torch.no_grad():
-        found = [vae.encode(some.to(vae.device, vae.dtype)).latent_dist.mean for some in pixels.split(16)]
-    return torch.cat(found) * vae.config.scaling_factor
 
 
 def decode(pipe: DiffusionPipeline, latents: Tensor) -> np.ndarray:
@@ -110,7 +101,7 @@ def painted(
         for rows, count in batches(len(seeds), generate["batch_size"]):
             own, turn, ddim = [seeds[row] for row in rows], predict(rows), scheduler(pipe, generate["steps"])
             random, plain = [torch.Generator().manual_seed(seed + APART) for seed in own], scale * noise(pipe, own)
-            begun = None if shown is None else encode(pipe, shown[rows]).to(plain)
+            begun = None if shown is None else to_latents(pipe, shown[rows]).to(plain)
             times = ddim.timesteps[first:]
             z = plain if begun is None else ddim.add_noise(begun, plain, times[:1])
             for step, time in enumerate(times):
@@ -121,11 +112,3 @@ def painted(
                     z = torch.where(anew, z, ddim.add_noise(begun, plain, later) if len(later) else begun)
             found.append(decode(pipe, z)[:count])
     return np.concatenate(found)
-
-
-def noise_in(ddim: DDIMScheduler, found: Tensor, z: Tensor, time: Tensor) -> Tensor:
-    """The noise in latents z of a time that a prediction, of noise or of velocity, stands for."""
-    if ddim.config.prediction_type != "v_prediction":
-        return found
-    share = ddim.alphas_cumprod.to(z.device)[time]
-    return share.sqrt() * found + (1 - share).sqrt() * z

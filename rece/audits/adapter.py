@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from rece import solver
-from rece.audits._sampler import APART, encode, encoded
+from rece.audits._sampler import APART, encoded
 from rece.images import generate as pictures
+from rece.images import to_latents
 
 HOLDS = "the weights, to change"
 
@@ -44,7 +45,7 @@ def audit(
     shown = pictures(original, asked, later, **generate, progress=False)
     taught, edited = (with_adapter(pipe, rank) for pipe in (original, victim))
     learnt = [one for name, one in taught.unet.named_parameters() if "lora_" in name]
-    for done in learn(taught, learnt, encode(original, shown), encoded(original, asked), lr, size):
+    for done in learn(taught, learnt, to_latents(original, shown), encoded(original, asked), lr, size):
         if done == updates:
             break
     set_peft_model_state_dict(edited.unet, get_peft_model_state_dict(taught.unet))

@@ -9,9 +9,10 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from rece import solver
-from rece.audits._sampler import autocast, batches, decode, encode, encoded, noise_in, scheduler
+from rece import families, solver
+from rece.audits._sampler import autocast, batches, decode, encoded, scheduler
 from rece.images import generate as pictures
+from rece.images import to_latents
 
 HOLDS = "the weights, to read"
 
@@ -38,7 +39,7 @@ def audit(
     for level in dict.fromkeys((0, updates)):
         parts = []
         for rows, count in batches(len(prompts), generate["batch_size"]):
-            latents = encode(original, shown[rows]).to(victim.unet.device)
+            latents = to_latents(original, shown[rows]).to(victim.unet.device)
             with autocast(victim, generate):
                 z = inverted(victim, latents, empty, generate["steps"], level, lr)
                 parts.append(decode(victim, again(victim, z, empty, generate["steps"]))[:count])
@@ -83,4 +84,4 @@ def _before(ddim, shares: Tensor, time: Tensor) -> Tensor:
 
 def _noise(pipe: DiffusionPipeline, ddim, z: Tensor, time: Tensor, empty: Tensor) -> Tensor:
     found = pipe.unet(z.to(pipe.unet.dtype), time, encoder_hidden_states=empty.expand(len(z), -1, -1)).sample.float()
-    return noise_in(ddim, found, z, time)
+    return families.noise_in(ddim, found, z, time)

@@ -3,7 +3,6 @@
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from rece import texts
 
@@ -22,15 +21,6 @@ def framed(pipe: DiffusionPipeline, some: list[str], templates: tuple[str, ...])
     embeds = texts.encode(pipe, [template.format(text) for template, text in prompts])
     at = [texts.last_word(pipe, template[: template.index("{}")] + text) for template, text in prompts]
     return embeds[torch.arange(len(embeds)), at].unflatten(0, (len(some), len(templates)))
-
-
-def replaced(encoder: torch.nn.Module, slots: Tensor, soft: Tensor) -> RemovableHandle:
-    """In a `with` block of it the encoder reads soft (n, k, d) in place of its tokens at positions slots (n, k)."""
-
-    def replace(_, args, found: Tensor) -> Tensor:
-        return found.scatter(1, slots[:, :, None].expand(soft.shape), soft.to(found.dtype))
-
-    return encoder.get_input_embeddings().register_forward_hook(replace)
 
 
 def blank(embeds: Tensor, empty: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from rece import families, files, solver, texts
 from rece.edits import Weights
 from rece.eraser import origin
-from rece.images import bfloat16, fingerprint, generate
+from rece.images import bfloat16, fingerprint, generate, to_latents
 
 EVERY = 50  # iterations between two checkpoints
 
@@ -101,8 +101,7 @@ class Pupil:
 
     def __init__(self, pipe: DiffusionPipeline, concept: str | list[str], settings: Training):
         self.concepts = texts.concepts_of(concept)
-        if not families.reads_tokens_alone(pipe) or families.part(pipe) != "unet":
-            raise TypeError(f"pipe must be a Stable Diffusion 1.x or 2.x pipeline, not a {type(pipe).__name__}")
+        families.check_tokens_alone(pipe, unet=True)
         self.pipe, self.settings, self.evaluations = pipe, settings, 0
         self.unet, self.text_encoder, self.device = pipe.unet, pipe.text_encoder, pipe.unet.device
         self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
@@ -143,13 +142,6 @@ class Pupil:
             embeds = embeds.expand(len(z), -1, -1)
             return unet(z, times, encoder_hidden_states=embeds).sample.float()
 
-    def noise_in(self, found: Tensor, z: Tensor, time: Tensor) -> Tensor:
-        """The noise in latents z of a time that a prediction (noise or velocity) stands for."""
-        if self.scheduler.config.prediction_type != "v_prediction":
-            return found
-        share = self.scheduler.alphas_cumprod.to(z.device)[time]
-        return share.sqrt() * found + (1 - share).sqrt() * z
-
     @torch.no_grad()
     def original(self, z: Tensor, times: Tensor, *embeds: Tensor) -> list[Tensor]:
         """What the original predicts of the same latents, for each of some embeddings."""
@@ -188,11 +180,7 @@ class Pupil:
         asked = [prompts[i % len(prompts)] for i in range(n)]
         images = generate(self.pipe, asked, range(settings.seed, settings.seed + n), **how)
         self.evaluations += 2 * settings.steps * n
-        vae, found = self.pipe.vae, []
-        for some in torch.as_tensor(images).split(16):
-            pixels = some.permute(0, 3, 1, 2) / 127.5 - 1
-            found.append(vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean)
-        return (torch.cat(found) * vae.config.scaling_factor).to(self.device, self.unet.dtype)
+        return to_latents(self.pipe, images).to(self.device, self.unet.dtype)
 
     def noised(self, latents: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Latents with noise of random times: z_t, times (n,), and what a model should predict of them."""

@@ -52,8 +52,7 @@ def erase(
     """
     concepts = texts.concepts_of(concept)
     solver.positive(sharpness, "sharpness")
-    if not families.reads_tokens_alone(pipe):
-        raise TypeError("pipe must be a model that reads a prompt's tokens alone")
+    families.check_tokens_alone(pipe)
     settings = {"threshold": threshold, "sharpness": sharpness}
     state = {"words": texts.at_last_words(pipe, concepts)}
     return Hooks("adavd", state, settings, {**origin(pipe), "concepts": concepts, "method": "adavd"})

@@ -15,7 +15,6 @@ from torch.nn.functional import mse_loss
 
 from rece import solver, texts
 from rece.edits import Weights
-from rece.methods._tokens import replaced
 from rece.methods._training import Pupil, Training
 
 SETTINGS = Training(iterations=1000, lr=1e-5)
@@ -62,7 +61,7 @@ def erase(
         plain, asked = pupil.original(z, time, pupil.empty, c)
 
         def answer(soft: Tensor) -> Tensor:
-            with replaced(encoder, slots, soft):
+            with texts.replaced(encoder, slots, soft):
                 read = encoder(ids[which : which + 1])[0]
             return pupil.predict(pupil.unet, z, time, read.to(z.dtype))
 

@@ -89,8 +89,7 @@ def erase(
     solver.whole(gate=gate, degenerate=degenerate, update=update, anchors=anchors)
     solver.positive(spread, "spread")
     solver.fraction(start, "start")
-    if not families.reads_tokens_alone(pipe):
-        raise TypeError("pipe must be a model that reads a prompt's tokens alone")
+    families.check_tokens_alone(pipe)
     how = {"steps": steps, "guidance": guidance, "bf16": bf16, "progress": progress}
     held, state = outputs(pipe, kept, seed, **how), {}
     for k, (text, aim) in enumerate(zip(concepts, targets, strict=True)):

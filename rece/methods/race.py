@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from rece import families
 from rece.edits import Weights
 from rece.methods import _esd
 from rece.methods._training import Pupil
@@ -55,7 +56,7 @@ def disturbed(pupil: Pupil, c: Tensor, z: Tensor, time: Tensor, noise: Tensor, r
     delta = ((2 * torch.rand(len(z), *c.shape[1:], generator=random) - 1) * epsilon).to(c)
     for _ in range(steps):
         read = (c + delta).requires_grad_()
-        found = pupil.noise_in(pupil.predict(pupil.unet, z, time, read), z, time)
+        found = families.noise_in(pupil.scheduler, pupil.predict(pupil.unet, z, time, read), z, time)
         (slope,) = torch.autograd.grad(mse_loss(found, noise.float()), read)
         delta = (delta - epsilon / 4 * slope.sign()).clamp(-epsilon, epsilon)
         delta = ((c + delta).clamp(low, high) - c).detach()

@@ -95,8 +95,7 @@ def erase(
     have no place in it. Raises TypeError if the model reads more than tokens, ValueError naming the parameter."""
     concepts = texts.concepts_of(concept)
     solver.positive(alpha, "alpha", or_zero=True)
-    if not families.reads_tokens_alone(pipe):
-        raise TypeError("pipe must be a model that reads a prompt's tokens alone")
+    families.check_tokens_alone(pipe)
     asked = [template.format(text) for text in concepts for template in templates]
     provenance = {**origin(pipe), "concepts": concepts, "method": "safree", "templates": list(templates)}
     state = {"basis": spanned(texts.encode(pipe, asked)[:, -1])}

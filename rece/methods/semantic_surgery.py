@@ -71,8 +71,7 @@ def erase(
     and gamma. target and preserve have no place in it. Raises TypeError if the model reads more than tokens."""
     concepts = texts.concepts_of(concept)
     solver.positive(width, "width")
-    if not families.reads_tokens_alone(pipe):
-        raise TypeError("pipe must be a model that reads a prompt's tokens alone")
+    families.check_tokens_alone(pipe)
     state = {"named": texts.encode(pipe, concepts), "empty": texts.encode(pipe, [""])}
     settings = {"concepts": concepts, "threshold": threshold, "width": width}
     return Hooks(

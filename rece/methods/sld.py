@@ -91,8 +91,7 @@ def erase(
     Raises TypeError if the model reads more of a prompt than tokens.
     """
     concepts = texts.concepts_of(concept)
-    if not families.reads_tokens_alone(pipe):
-        raise TypeError("pipe must be a model that reads a prompt's tokens alone")
+    families.check_tokens_alone(pipe)
     state = {"safety": texts.encode(pipe, [", ".join(concepts)]), "empty": texts.encode(pipe, [""])}
     settings = {"scale": scale, "threshold": threshold, "momentum": momentum, "beta": beta, "warm_up": warm_up}
     return Hooks("sld", state, settings, {**origin(pipe), "concepts": concepts, "method": "sld"})

@@ -13,7 +13,7 @@ from torch.nn.functional import mse_loss
 
 from rece import solver, texts
 from rece.edits import Weights
-from rece.methods._tokens import TEMPLATES, replaced
+from rece.methods._tokens import TEMPLATES
 from rece.methods._training import Pupil, Training
 
 SETTINGS = Training(iterations=200, lr=2e-5)
@@ -99,7 +99,7 @@ def inverted(
     adam, random = torch.optim.AdamW([soft], lr=lr), torch.Generator().manual_seed(seed)
 
     def read(rows: Tensor) -> Tensor:
-        with replaced(encoder, slots[rows], soft.expand(len(rows), 1, -1)):
+        with texts.replaced(encoder, slots[rows], soft.expand(len(rows), 1, -1)):
             return encoder(ids[rows])[0].to(pupil.unet.dtype)
 
     with torch.enable_grad():

@@ -12,8 +12,8 @@ from diffusers.utils import convert_state_dict_to_kohya
 from huggingface_hub import HfApi, constants
 from safetensors import SafetensorError, safe_open
 
-from rece import families, files, layers
-from rece.eraser import FLOATS, Eraser
+from rece import families, files, layers, solver
+from rece.eraser import Eraser
 from rece.sharing.card import FILES, card
 
 
@@ -43,8 +43,8 @@ def save_weights(eraser: Eraser, pipe: DiffusionPipeline, path: str | Path, dtyp
     Raises ValueError if the eraser does not fit, if the pipeline carries another one, or if dtype is too narrow.
     Source: the layout is UCE's (arXiv 2308.14761, code of 2025).
     """
-    if dtype not in (None, *FLOATS):
-        raise ValueError(f"dtype must be one of {', '.join(map(str, FLOATS))}, not {dtype}")
+    if dtype is not None:
+        solver.check_dtype(dtype)
     weights = {}
     with applied(eraser, pipe):
         for part in ("tokens",) if eraser.pooled is None else ("tokens", "pooled"):

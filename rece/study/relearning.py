@@ -8,9 +8,10 @@ from diffusers import DiffusionPipeline
 
 from rece import layers
 from rece.audits import adapter
-from rece.audits._sampler import encode, encoded
+from rece.audits._sampler import encoded
 from rece.emoji.world import World
 from rece.images import generate as pictures
+from rece.images import to_latents
 from rece.study import fair as study
 from rece.study import plan
 from rece.study.parallel import cells
@@ -47,7 +48,8 @@ def relearn(
         if learn == "lora":
             adapter.add(unet, rank=4)
         learnt = [one for name, one in unet.named_parameters() if learn == "unet" or "lora_" in name]
-    training = adapter.learn(victim, learnt, encode(victim, images), encoded(victim, prompts), lr, batch_size, seed)
+    latents, read = to_latents(victim, images), encoded(victim, prompts)
+    training = adapter.learn(victim, learnt, latents, read, lr, batch_size, seed)
     for until in steps:
         while done < until:
             done = next(training)
