@@ -1,8 +1,11 @@
 """What the pages say about the study is what its tables hold: each number here is read from results/ again."""
 
+import ast
 import re
 from functools import cache
 
+import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from project import ROOT
@@ -195,3 +198,79 @@ def claims() -> dict[str, list[str]]:
 def test_sentences_have_the_numbers_of_the_tables(page):
     found = text(page)
     assert [claim for claim in claims()[page] if claim not in found] == []
+
+
+class Lesson:
+    """A lesson as it is in git: its sentences, and what its cells printed."""
+
+    def __init__(self, n: int):
+        (path,) = (ROOT / "notebooks/course").glob(f"{n}_*.ipynb")
+        cells = nbformat.read(path, as_version=4).cells
+        self.words = " ".join(" ".join(cell.source for cell in cells if cell.cell_type == "markdown").split())
+        outs = [out for cell in cells if cell.cell_type == "code" for out in cell.outputs]
+        self.printed = "\n".join(out.get("text") or out.get("data", {}).get("text/plain", "") for out in outs)
+
+    def says(self, *sentences: str) -> bool:
+        return all(sentence in self.words for sentence in sentences)
+
+    def numbers(self, pattern: str) -> list[float]:
+        """What the groups of a pattern match in what was printed."""
+        found = [float(number) for match in re.findall(pattern, self.printed) for number in np.atleast_1d(match)]
+        assert found, pattern
+        return found
+
+
+def test_lesson_1_says_what_it_printed():
+    one = Lesson(1)
+    shares = [ast.literal_eval(match) for match in re.findall(r"\{'before'.*?\}", one.printed)]
+    assert one.says("In four of the seven cross-attentions the rows before the word get the largest share")
+    assert (len(shares), sum(max(share, key=share.get) == "before" for share in shares)) == (7, 4)
+    assert one.says("The end token alone brings none in any of these pairs")
+    assert one.numbers(r"with the end .*: (\d+) of 20") == [0, 0, 0]
+    assert one.says("the padding brings more unicorns than the word does, and these two intervals do not overlap")
+    (word,), (padding,) = (
+        one.numbers(rf"a horse +with the {how} to (\S+)\)") for how in ("word .*:.*", "padding .*:.*")
+    )
+    (low,) = one.numbers(r"a horse +with the padding .*95 %: (\S+) to")
+    assert word < low < padding
+    assert one.says("and yet here it is farther away than the pizza")
+    assert one.numbers(r"to castle +(\S+) in G") > one.numbers(r"to pizza +(\S+) in G")
+
+
+def test_lessons_3_and_4_say_what_they_printed():
+    three, four = Lesson(3), Lesson(4)
+    assert three.says("Plain prompts draw no church") and three.numbers(r"church: (\d+) of 20") == [0]
+    assert four.says("The first round adds as many directions as the model has positions. Later rounds add few.")
+    ranks = [ast.literal_eval(match) for match in re.findall(r"\{0: .*?\}", four.printed)]
+    assert len(ranks) == 2 and all(rank[1] - rank[0] == 32 and rank[8] - rank[1] < 32 for rank in ranks)
+    assert four.says(
+        "UCE alone moves them by more than half of their size", "in both forms each round moves it further"
+    )
+    drift = {(form, name): four.numbers(rf"{form} +{name} +" + r" ".join([r"(\S+)"] * 5))
+             for form in ("published", "anchored") for name in ("the empty prompt", "unicorn", "cow")}  # fmt: skip
+    assert all(moved[0] > 0.5 for (_, name), moved in drift.items() if name != "the empty prompt")
+    assert all(moved == sorted(moved) for (_, name), moved in drift.items() if name == "the empty prompt")
+    assert four.says("Only the anchored form passes", "The last number is zero for both")
+    cat, *others = four.numbers(
+        r"stops after .* the cat (\S+), the nearest prompt at least (\S+), any embedding (\S+)"
+    )
+    assert others[0] < cat <= others[3] and others[1] == others[4] == 0
+
+
+def test_lessons_5_to_7_say_what_they_printed():
+    five, six, seven = Lesson(5), Lesson(6), Lesson(7)
+    assert five.says("Whoever had tried $c'$ alone would have called the model safe")
+    assert five.numbers(r"c′ .*'RECE': '(\d+) of 10'") == [0] and five.numbers(r"rows .*'RECE': '(\d+) of 10'")[0] > 5
+    assert five.says("40 steps of training bring the church back")
+    assert "training by" in five.printed.partition("beyond the control")[2]
+    assert six.says("UCE draws churches from tokens that the encoder could emit. The other two models draw none here.")
+    drawn = six.numbers(r"\n(?:UCE|RECE, 5 rounds|guarded) +church: (\d+) of 20")
+    assert drawn[0] > 0 and drawn[1:] == [0, 0]
+    assert six.says("prompts that begin with the very word reach its line", "UCE has the bound 0")
+    certified, best = six.numbers(r"guarded +certified (\S+), best of 4,000: (\S+) by 'church")
+    assert certified == best and six.numbers(r"UCE +any embedding: (\S+),") == [0]
+    assert six.says('"chapel", which nobody named to the eraser, still gives churches in the guarded model')
+    assert six.numbers(r"chapel .*guarded: church: (\d+) of 20")[0] > 0
+    assert seven.says("all horses pass, and most of the noise does not. At 0.9 real horses are lost.")
+    horses, noise = seven.numbers(r"p ≥ 0.5: (\d+) of 30 horses pass, and (\d+) of 30")
+    assert horses == 30 and noise < 15 and seven.numbers(r"p ≥ 0.9: (\d+) of 30 horses")[0] < 30
