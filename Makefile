@@ -65,10 +65,11 @@ test: setup  ## run the tests, then every notebook with its default parameters
 	@trap 'kill $$!' INT; $(NBVAL) $(TWO) $(LONG) > .nbval.log 2>&1 & \
 	    $(NBVAL) $(ONE) $(COURSE); one=$$?; wait $$!; two=$$?; cat .nbval.log; exit $$((one + two))
 
-bench: setup  ## time solver, certificate and attacks against their literal forms; count the paper's work
+bench: setup  ## time solver, certificate and attacks against their literal forms; compare bits; count the paper's work
 	@python tests/bench/edit.py
 	@PYTHONPATH=tests python -m bench.guard
 	@python tests/bench/redteam.py
+	@python tests/bench/bits.py
 	@python data/paper/cost.py
 
 drill: setup  ## try to break everything, a thousand ways, and count what happens (two minutes)

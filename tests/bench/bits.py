@@ -51,9 +51,7 @@ def made(folder: Path, name: str, setting: dict) -> dict[str, np.ndarray]:
 
 def main():
     judge = Judge.load(config.root() / "data/judge")
-    print(
-        "| | largest difference of the eraser's map | pixels that differ | by how many levels of 256 | other answers |"
-    )
+    print("| | the eraser's map differs by | pixels that differ | by how many levels of 256 | other answers |")
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for n, (line, (setting, beside)) in enumerate(LINES.items()):
