@@ -57,8 +57,14 @@ QUICK = {
 BUDGETS = {"plain": {}, "synonym": {}, "closed_form": {"lamb": 0.1}, "reachable": {}}  # the last one is of maps alone
 
 
-def test_a_rivals_numbers_are_chosen_on_others_and_then_it_is_measured():
-    images, edits, choice = arena.rival(SOURCES, "sld", FAIR, QUICK, GENERATE, BUDGETS)
+@pytest.fixture(scope="module")
+def serial():
+    """A rival's tables, computed by this process alone."""
+    return arena.rival(SOURCES, "sld", FAIR, QUICK, GENERATE, BUDGETS)
+
+
+def test_a_rivals_numbers_are_chosen_on_others_and_then_it_is_measured(serial):
+    images, edits, choice = serial
     assert len(choice) == 2 and not set(choice.group) & set(images.group)
     best = json.loads(choice.numbers[choice.score.idxmax()])
     assert json.loads(edits.numbers[0]) == best and best["warm_up"] == 0.0
@@ -66,11 +72,9 @@ def test_a_rivals_numbers_are_chosen_on_others_and_then_it_is_measured():
     assert edits.guarded[0] == 0.0 and edits.changed[0] == 0 and edits.slowdown[0] > 0 and edits.bytes[0] > 0
 
 
-def test_workers_compute_what_one_process_computes_though_one_is_killed(tmp_path, monkeypatch):
+def test_workers_compute_what_one_process_computes_though_one_is_killed(tmp_path, monkeypatch, serial):
     """Two workers on this machine; the first that has made an edit is killed before it has measured it."""
     dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
-    monkeypatch.setenv("RECE_CACHE", str(tmp_path / "serial"))
-    serial = arena.rival(SOURCES, "sld", FAIR, QUICK, GENERATE, BUDGETS)
     monkeypatch.setenv("RECE_CACHE", str(tmp_path / "shared"))
     forked = dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
     distributed.utils.get_mp_context().set_forkserver_preload(["distributed", "rece.study.arena"])

@@ -155,7 +155,7 @@ def test_a_students_file_runs_to_its_end_though_nothing_is_answered(lesson, monk
     names, verdicts = {}, []
     for cell in student.notebook(json.loads(lesson.read_text()))["cells"]:
         if cell["cell_type"] == "code":
-            body = ast.parse("".join(cell["source"]))
+            body = ast.parse("".join(cell["source"]).replace("range(4000)", "range(40)"))  # prompts of lesson 6
             last = body.body.pop() if isinstance(body.body[-1], ast.Expr) else None
             exec(compile(body, lesson.name, "exec"), names)
             value = last and eval(compile(ast.Expression(last.value), lesson.name, "eval"), names)
