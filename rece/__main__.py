@@ -649,9 +649,12 @@ def _reported(made, pipe) -> list[str]:
 
 
 def _cut(pipe, prompts: list[str]) -> None:
-    """Tell of prompts whose end the model does not read."""
+    """Tell of prompts whose end the model does not read. Raises ValueError for bytes that are no text."""
     from rece import texts
 
+    for prompt in prompts:
+        if not prompt.isascii() and prompt != prompt.encode(errors="ignore").decode():
+            raise ValueError(f"prompt: {ascii(prompt)[:60]} holds bytes that are no text in UTF-8: leave them out")
     cut = [prompt for prompt in prompts if texts.beyond(pipe, prompt)]
     if cut:
         first = " ".join(cut[0].split())[:60]
@@ -664,6 +667,7 @@ def _spelt(pipe, concepts: list[str]) -> None:
 
     from rece import layers, texts
 
+    texts.check(pipe, concept=concepts)
     everyday = [text for text in texts.everyday() if " " not in text]
     for text in concepts:
         for word in text.split():

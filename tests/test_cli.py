@@ -391,7 +391,13 @@ MISTAKES = {
     "guard {model} dog bus --synonyms puppy": "--synonyms are those of one concept",
     "guard {model} dog --target a b": "2 targets for 1 concepts",
     "guard {model} dog --preserve-file {tmp}/no": "No such file",
+    "erase {model} d\udcffg": r"concept: 'd\\udcffg' holds '\\udcff', which nobody sees: leave it out",
 }
+
+
+def test_bytes_that_are_no_text_are_no_prompt(model, tmp_path, fails):
+    line = fails("draw", model, "d\udcffg", "-o", tmp_path / "out.png")
+    assert "prompt: 'd\\udcffg' holds bytes that are no text in UTF-8" in line
 
 
 @pytest.mark.parametrize("command", MISTAKES)
