@@ -76,7 +76,7 @@ drill: setup  ## try to break everything, a thousand ways, and count what happen
 	@PYTHONPATH=.:tests python tests/drill.py
 
 lab: setup  ## open the notebooks
-	@jupyter lab notebooks
+	@jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 lint: setup  ## check style, notebooks too, and that imports point one way
 	@ruff check --quiet
