@@ -60,7 +60,7 @@ paper: setup  ## a table of the paper on a GPU: TABLE=nudity, unsafe, 'artist-*'
 
 test: setup  ## run the tests, then every notebook with its default parameters
 	@test -e .git || { echo 'The tests ask git for the files of the project. A zip has no .git: run `git init`.' >&2; exit 2; }
-	@pytest --numprocesses logical --maxprocesses 4 --dist loadscope
+	@pytest --numprocesses logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 	@# Both chains at once, and with each as many notebooks to read as make them equally long.
 	@trap 'kill $$!' INT; $(NBVAL) $(TWO) $(LONG) > .nbval.log 2>&1 & \
 	    $(NBVAL) $(ONE) $(COURSE); one=$$?; wait $$!; two=$$?; cat .nbval.log; exit $$((one + two))

@@ -13,6 +13,13 @@ import torch  # noqa: E402
 from rece import images  # noqa: E402
 
 torch.set_num_threads(int(os.environ.get("RECE_TEST_THREADS", "1")))
+LONGEST = ("test_stages", "test_course", "test_pipeline", "test_arena", "test_paper", "test_site", "test_browser")
+
+
+def pytest_collection_modifyitems(items):
+    """Modules that take long come first, so that no process waits for another's at the end."""
+    names = dict(zip(LONGEST, range(len(LONGEST)), strict=True))
+    items.sort(key=lambda item: names.get(item.path.stem, len(names)))
 
 
 @pytest.fixture(autouse=True, scope="session")
