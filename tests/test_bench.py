@@ -26,6 +26,11 @@ def test_the_shapes_are_those_of_the_models(name):
     assert encoders == [(width, layers, heads) for width, layers, heads, _ in cost.MODELS[name][2]]
 
 
+def test_a_thousand_concepts_are_a_thousand_tokens():
+    assert len(bench.names(1000)) == len({*map(str, map(bench.CLIPTokenizerOfWords(), bench.names(1000)))}) == 1000
+    assert bench.names(3)[:2] == ["nudity", "concept1"]
+
+
 def test_the_whole_table_at_a_tiny_shape(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(bench, "SHAPES", {"sd14": ([8, 12, 16], [(16, 1, 2), (16, 1, 2)], 2), "sd21": TINY})
     monkeypatch.setattr(bench, "MANY", {"sd14": (1, 3, 12)})

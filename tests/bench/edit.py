@@ -91,8 +91,11 @@ class Standin:
 
 
 def names(concepts: int) -> list[str]:
-    """So many concepts of one word, the first being that of the paper's setting."""
-    return [TEXTS[0], *(f"concept{n}" for n in range(1, concepts))]
+    """So many concepts of one word, each another token, the first being that of the paper's setting."""
+    tokenizer, found = CLIPTokenizerOfWords(), {}
+    for word in (TEXTS[0], *(f"concept{n}" for n in range(1, 2 * concepts))):
+        found.setdefault(tokenizer(word, add_special_tokens=False).input_ids[0], word)
+    return list(found.values())[:concepts]
 
 
 def one_map(pipe: Standin, concepts: int = 1) -> dict[str, float]:
