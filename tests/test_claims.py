@@ -8,6 +8,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from claims import CLAIMS, Run, holds
 from project import ROOT
 
 NAMES = {
@@ -198,6 +199,26 @@ def claims() -> dict[str, list[str]]:
 def test_sentences_have_the_numbers_of_the_tables(page):
     found = text(page)
     assert [claim for claim in claims()[page] if claim not in found] == []
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_a_claim_holds_and_could_fail(name, tmp_path):
+    assert holds(name, Run(ROOT / "results"))
+    for table in (
+        "comparison/rates",
+        "comparison/differences",
+        "limits/spending",
+        "limits/relearning",
+        "arena/summary",
+    ):
+        found, file = read(f"{table}.csv").copy(), tmp_path / f"{table}.csv"
+        for column in found.columns.intersection(["rate", "guarded", "low", "high"]):
+            found[column] = -found[column] if "differences" in table else 1 - found[column]
+        found[[name for name in found if name.startswith("more_")]] *= -1
+        file.parent.mkdir(exist_ok=True)
+        found.to_csv(file, index=False)
+    assert holds(name, Run(tmp_path)) is False
+    assert holds(name, Run(tmp_path / "nothing")) is None
 
 
 class Lesson:
