@@ -1,5 +1,6 @@
 """The eraser on tiny pipelines: the literal algorithm as oracle, its three uses, undo, files and bad input."""
 
+import errno
 import io
 import json
 import os
@@ -417,7 +418,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_half_one(tmp_path, monkey
     class FullDisk(io.FileIO):
         def write(self, data):
             super().write(data[:4])
-            raise OSError("No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("rece.files.open", FullDisk, raising=False)
     with pytest.raises(OSError, match="No space left"):
