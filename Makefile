@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 export DIFFUSERS_VERBOSITY := error
 export TRANSFORMERS_VERBOSITY := error
-demo repro fair arena site project data paper bench lab: export PYTHONWARNINGS := ignore
+demo repro fair arena audits site project data paper bench lab: export PYTHONWARNINGS := ignore
 # Idle threads sleep: on a busy machine spinning ones make the small model ten times slower.
 export OMP_WAIT_POLICY ?= passive
 paper: export HF_HUB_OFFLINE := 0
@@ -21,7 +21,7 @@ LONG := notebooks/guarded.ipynb $(wildcard notebooks/course/5_*.ipynb)
 COURSE := $(filter-out $(LONG),$(wildcard notebooks/course/*.ipynb))
 NBVAL := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-kernel-startup-timeout 120
 
-.PHONY: help setup demo repro fair arena site project paper test bench drill lab lint format data clean
+.PHONY: help setup demo repro fair arena audits site project paper test bench drill lab lint format data clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -97,6 +97,9 @@ fair: setup  ## rerun the fair study and its limits, also in git (an hour and th
 
 arena: setup  ## rerun the field's methods beside it, also in git (under two hours on two cores); METHOD=esd_x reruns one
 	@$(THAW); dvc repro --single-item $(if $(METHOD),rival@$(METHOD),rival) && dvc repro --single-item arena
+
+audits: setup  ## rerun what is left for someone who holds more than a prompt, also in git (three hours on two cores)
+	@$(THAW); dvc repro --single-item audits
 
 site: setup  ## build the site into .cache/site/html: the course, the study, the library
 	@python notebooks/site/build.py

@@ -38,7 +38,7 @@ SIZES = {"1": "object", "5": "five", "20": "twenty", "50": "fifty"}
 
 @cache
 def read(name: str) -> pd.DataFrame:
-    return pd.read_csv(ROOT / "results" / name)
+    return pd.read_csv(ROOT / "results" / name, dtype={"level": str} if name.startswith("audits") else None)
 
 
 def text(page: str) -> str:
@@ -152,6 +152,19 @@ def relearnt(method: str, steps: int) -> str:
     return f"{percent(row.rate)} % [{percent(row.low)}, {percent(row.high)}]"
 
 
+def audited(method: str, what: str, level: str, ends: bool = True) -> str:
+    row = of(read("audits/audits.csv"), method=method, what=what, level=level)
+    return f"{percent(row.rate)} %" + f" [{percent(row.low)}, {percent(row.high)}]" * ends
+
+
+def beside(what: str, than: str) -> tuple[int, int, int]:
+    """How many points guarded is away from another method in an audit, with the interval: all positive."""
+    row = of(read("audits/beside.csv"), what=what, than=than)
+    assert row.low > 0 or row.high < 0
+    ends = sorted(percent(abs(end)) for end in (row.low, row.high))
+    return percent(abs(row.rate)), *ends
+
+
 def claims() -> dict[str, list[str]]:
     """Sentences with their numbers, by the page that they stand on."""
     word = {method: percent(rate("object", method, "inversion_word")) for method in ("uce", "rece", "guarded")}
@@ -188,6 +201,22 @@ def claims() -> dict[str, list[str]]:
             f"and {percent(at['anchored', 0.1])} % of the anchored form's",
             f"at 0.001 100 % and {percent(at['anchored', 0.001])} %",
         ],
+        "notebooks/site/audits.md": [
+            "brings back " + audited("guarded", "lora", "50").replace(" %", " % of guarded's objects", 1),
+            "{} points more than of RECE's [{}, {}]".format(*beside("lora: 50", "rece")),
+            f"bring back {audited('guarded', 'readers', '100')}",
+            "{} points more than of RECE's [{}, {}]".format(*beside("readers: 100", "rece")),
+            f"concept in {audited('guarded', 'image_to_image', '0.5')}",
+            f"after OCE in {audited('oce', 'image_to_image', '0.5', False)}",
+            f"with the concept in {audited('guarded', 'inpainting', '0.5')}",
+            "{} points less often than RECE [{}, {}]".format(*beside("inpainting: 0.5", "rece")),
+            "{} points behind UCE and RECE [{}, {}]".format(*beside("image_to_image: 0.7", "rece")),
+            "({} points less [{}, {}])".format(*beside("readers: 25", "pure")),
+            f"in {audited('semantic_surgery', 'query', '30')} after Semantic Surgery",
+            f"in {audited('safree', 'query', '30')} after SAFREE",
+            f"{audited('guarded', 'unet', '10')} after guarded",
+            f"shows {audited('control', 'unet', '100')} itself",
+        ],
         "notebooks/site/methods.md": [
             f"breaks it in {percent(pure.strongest)} % of a group's pictures, guarded in "
             f"{percent(of(read('arena/summary.csv'), method='guarded').strongest)} %: {-more} points less",
@@ -195,7 +224,10 @@ def claims() -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.parametrize("page", ["README.md", "notebooks/site/guarded.md", "notebooks/site/methods.md"])
+PAGES = ["README.md", *(f"notebooks/site/{name}.md" for name in ("guarded", "methods", "audits"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_sentences_have_the_numbers_of_the_tables(page):
     found = text(page)
     assert [claim for claim in claims()[page] if claim not in found] == []
