@@ -57,7 +57,8 @@ def replacing(path: str | Path, beside: str | Path | None = None) -> Iterator[Bi
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # of a full disk it says nothing
+        if error.errno is not None:  # then a message names a file, but that of a full disk does not
+            error.filename = error.filename or str(path)
         raise
     finally:
         part.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from study import GENERATE
 
 import rece
 from rece import layers, methods
+from rece.edits import Weights
 from rece.emoji import world as worlds
 from rece.judges.embedded import Judge
 from rece.study import auditing, config, fair, plan
@@ -140,6 +141,9 @@ def test_rounding_takes_every_edit_of_keys_and_values_and_no_other(pipe):
     speed.apply(plain), edit.apply(again)
     for name, layer in layers.prompt_layers(plain).items():
         torch.testing.assert_close(layers.prompt_layers(again)[name].weight, layer.weight)
+    both = Weights(speed.changes | {"unet.conv_in.bias": torch.ones(4)}, speed.provenance)
+    kept = auditing.rounded(pipe, both, "int8").changes
+    assert kept.keys() == both.changes.keys() and kept["unet.conv_in.bias"].equal(torch.ones(4))
     with pytest.raises(TypeError, match="nothing to round"):
         auditing.rounded(pipe, methods.run("sld", pipe, "dog"), "int8")
     with pytest.raises(ValueError, match="form must be one of"):

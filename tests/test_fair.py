@@ -42,6 +42,12 @@ def test_what_is_reported_was_never_chosen_on():
         fair.halves(WORLD, FAIR | {"reported": WORLD.objects})
 
 
+def test_a_second_run_draws_other_pictures_of_the_same_concepts():
+    again = FAIR | {"seed": 90_000}
+    assert fair.groups(WORLD, again) == fair.groups(WORLD, FAIR)
+    assert fair.groups(WORLD, FAIR | {"split": 1}) != fair.groups(WORLD, FAIR)
+
+
 def test_every_method_preserves_the_same_texts_and_none_that_is_erased():
     groups = fair.groups(WORLD, FAIR)
     assert fair.preserved(WORLD, groups["five-1"], "nothing") == []

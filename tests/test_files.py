@@ -41,3 +41,8 @@ def test_a_full_disk_names_the_file(tmp_path):
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_without_a_number_keeps_its_own_words(tmp_path):
+    with pytest.raises(OSError, match="^no room left here$"), files.replacing(tmp_path / "e.safetensors"):
+        raise OSError("no room left here")

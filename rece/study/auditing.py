@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rece import attacks, audits, files, layers, solver
+from rece import attacks, audits, families, files, layers, solver
 from rece.audits import adapter
 from rece.certificate import certify
 from rece.edits import Edit, Weights
@@ -174,17 +174,17 @@ def transferred(
 def rounded(pipe, edit: Edit, form: str) -> Weights:
     """The edit as it is shipped in another form of its weights of keys and values, back in the pipeline's own.
 
-    form: one of FORMS. Whole numbers are per output channel and symmetric about 0.
+    What else it changes stays as it is. form: one of FORMS. Whole numbers are per output channel and symmetric about 0.
     Raises ValueError for another form, TypeError if the edit changes no layer that reads the prompt.
     """
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, not {form!r}")
     edited = readers(pipe, edit)
     before = layers.originals(pipe)
-    found = {name: _rounded(W, form) - solver.precise(before[name]) for name, W in edited.items()}
-    return Weights(
-        {f"unet.{name}.weight": one.float() for name, one in found.items()}, edit.provenance | {"form": form}
-    )
+    part, changes = families.part(pipe), dict(edit.changes) if isinstance(edit, Weights) else {}
+    for name, W in edited.items():
+        changes[f"{part}.{name}.weight"] = (_rounded(W, form) - solver.precise(before[name])).float()
+    return Weights(changes, edit.provenance | {"form": form})
 
 
 def readers(pipe, edit: Edit) -> dict[str, Tensor]:

@@ -120,8 +120,12 @@ class Sweep(Section):
 
 
 class Fair(Section):
-    """The fair study, see `rece.study.fair`: per and kept are numbers of prompts, groups and validation of groups."""
+    """The fair study, see `rece.study.fair`: per and kept are numbers of prompts, groups and validation of groups.
 
+    split: the seed that divides the objects. seed: that of prompts and noise.
+    """
+
+    split: NonNegativeInt
     seed: NonNegativeInt
     threshold: Share
     reported: list[str]
