@@ -7,6 +7,7 @@ arguments are answered at once.
 import inspect
 import logging
 import math
+import os
 import re
 import signal
 import sys
@@ -23,8 +24,6 @@ from typer.main import get_command
 from rece.presets import PRESETS
 
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)  # raised with a line that says what to do
-LORA = "pytorch_lora_weights.safetensors"
-WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")  # what files of weights end in
 REACHED = 1e-6  # share of a target's distance below which a bound is rounding
 PARTS_PER_WORKER = 4  # of a drawing, so that a fast worker takes more of them than a slow one
 
@@ -78,7 +77,8 @@ class Command(TyperCommand):
                 spread += args[n:]
                 break
             if word.startswith("-"):
-                option = word if word in lists else None
+                option = word.partition("=")[0]
+                option = option if option in lists else None
             elif option and args[n - 1] != option:
                 spread.append(option)
             spread.append(word)
@@ -99,6 +99,7 @@ def _argument(kind: type, metavar: str, meaning: str):
 
 
 def _option(kind: type, meaning: str, metavar: str = "TEXT", **more):
+    metavar += " …" if kind == list[str] else ""
     return Annotated[kind | None, typer.Option(metavar=metavar, help=meaning, **more)]
 
 
@@ -106,7 +107,7 @@ def _flag(name: str, meaning: str, **more):
     return Annotated[bool, typer.Option(name, help=meaning, **more)]
 
 
-Edit = _argument(Path, "ERASER", "a file that `erase`, `guard` or `import` wrote")
+EraserFile = _argument(Path, "ERASER", "a file that `erase`, `guard` or `import` wrote")
 Concepts = _argument(list[str], "CONCEPT", "what to erase; several are one edit")
 PreserveFile = _option(Path, "texts to keep, one per line", "FILE")
 Output = Annotated[Path, typer.Option("--output", "-o", help="where to write")]
@@ -114,7 +115,7 @@ Force = _flag("--force", "overwrite what is there")
 Dtype = Annotated[Literal["float32", "float16", "bfloat16", "float64"], typer.Option(help="type of the weights")]
 Licence = _option(str, "for the card: the base model's licence, e.g. openrail++")
 Base = _option(str, "for the card: hub id of the base model, if MODEL is a folder")
-Measured = _option(Path, "what `rece evaluate` kept; the card says it", "FILE")
+Measured = _option(Path, "a file of `rece evaluate -o`, whose numbers go into the card", "FILE")
 
 
 def _load(
@@ -191,11 +192,11 @@ def erase(
     concept: Concepts,
     output: Output,
     preset: _option(str, f"settings for a kind of concept: {', '.join(PRESETS)}", "NAME") = None,
-    method: _option(str, "a file of rece/methods, whose numbers are given by --set (default rece)", "NAME") = None,
+    method: _option(str, "a file of rece/methods, whose numbers are given by --set", "NAME") = "rece",
     target: _option(list[str], 'what to draw instead: one, or one each (default " ")') = None,
     preserve: _option(list[str], "texts to keep") = None,
     preserve_file: PreserveFile = None,
-    rounds: _option(str, 'rounds of RECE after UCE (default 3), 0, or "auto"') = None,
+    rounds: _option(str, 'how many rounds of RECE after UCE (default 3; 0 is UCE alone), or "auto"') = None,
     others: _option(list[str], "innocent concepts for --rounds auto to compare with") = None,
     anchored: _flag("--anchored", "start every round at the original weights") = False,
     relative: _flag("--relative", "multiply every lambda by the size of the model's text embeddings") = False,
@@ -214,16 +215,18 @@ def erase(
     given |= {"start.lamb": start_lamb}
     given |= {"each.lamb": lamb, "each.preserve_scale": preserve_scale, "each.derive_lamb": derive_lamb}
     given |= {"rounds": rounds and _value(rounds), "anchored": anchored or None, "relative": relative or None}
-    settings = _settings(given, set or [], method)
+    settings = _settings(given, set or [], own=method == "rece")
     if preset is not None:
-        settings = _preset(preset, settings, method)
+        if method != "rece":
+            raise ValueError("--preset has numbers of rece.erase: leave out --method")
+        settings = _preset(preset, settings)
     _free(load, output, ".safetensors", force)
     from rece import methods
 
-    methods.check(method or "rece", settings)
+    methods.check(method, settings)
     pipe = _load(**load)
     _spelt(pipe, concept)
-    made = methods.run(method or "rece", pipe, concept, **settings)
+    made = methods.run(method, pipe, concept, **settings)
     told = _reported(made, pipe) if made.kind == "map" else []
     _save(made, load, output)
     for line in told:
@@ -243,10 +246,20 @@ def guard(
     target: _option(list[str], "what to draw instead: one, or one each (default: the nearest that is allowed)") = None,
     preserve: _option(list[str], "texts to keep (default: some twelve hundred everyday words)") = None,
     preserve_file: PreserveFile = None,
-    mu: _option(float, "more guards more and moves others more (default: by how far they move)", "NUMBER") = None,
-    rank: _option(int, "directions to guard (default: one per concept, or a few more)", "NUMBER", min=1) = None,
+    mu: _option(
+        float,
+        "a larger mu guards more and moves other texts more (default: the largest that moves them little enough)",
+        "NUMBER",
+    ) = None,
+    rank: _option(
+        int, "how many directions to guard (default: one per concept, or a few more)", "NUMBER", min=1
+    ) = None,
     oblique: _option(
-        float, "share of the form that draws the target (default 0, or 1 with --target)", "NUMBER", min=0, max=1
+        float,
+        "0 projects orthogonally, 1 sends the concept to its target (default 0, or 1 with --target)",
+        "NUMBER",
+        min=0,
+        max=1,
     ) = None,
     force: Force = False,
 ) -> None:
@@ -276,7 +289,7 @@ def guard(
 @_command("apply", "rece apply data/emoji-diffusion dog.safetensors -o without-dog")
 def apply(
     load: dict,
-    eraser: Edit,
+    eraser: EraserFile,
     output: Output,
     licence: Licence = None,
     base_model: Base = None,
@@ -284,8 +297,7 @@ def apply(
     force: Force = False,
 ) -> None:
     """Write the whole edited pipeline to a folder."""
-    about = _measured(evaluation) | {"licence": licence, "base_model": base_model}
-    _export("pipeline", load, eraser, output, force, **about)
+    _export("pipeline", load, eraser, output, force, evaluation, licence=licence, base_model=base_model)
 
 
 @_command(
@@ -295,7 +307,7 @@ def apply(
 )
 def lora(
     load: dict,
-    eraser: Edit,
+    eraser: EraserFile,
     output: Output,
     rank: _option(int, "cut the edit to this rank", "NUMBER") = None,
     licence: Licence = None,
@@ -309,12 +321,11 @@ def lora(
             raise ValueError("--licence, --base-model and --evaluation belong to a folder's card: one file has none")
         _export("kohya", load, eraser, output, force, rank=rank)
         return
-    about = _measured(evaluation) | {"licence": licence, "base_model": base_model}
-    _export("lora", load, eraser, output, force, rank=rank, **about)
+    _export("lora", load, eraser, output, force, evaluation, rank=rank, licence=licence, base_model=base_model)
 
 
 @_command("weights", "rece weights data/emoji-diffusion dog.safetensors -o dog-weights.safetensors")
-def weights(load: dict, eraser: Edit, output: Output, force: Force = False) -> None:
+def weights(load: dict, eraser: EraserFile, output: Output, force: Force = False) -> None:
     """Write the edited layers alone, in UCE's layout, to a file."""
     _export("weights", load, eraser, output, force)
 
@@ -365,19 +376,22 @@ def certify(
     """Bound how close any prompt comes to a concept. A bound that is not passed is a result: the exit code is 0."""
     _known(load)
     import rece
+    from rece.eraser import targets
     from rece.sharing import recover as sharing
 
-    file = _edit(words[0])
-    is_eraser, known = sharing.described(file) if file else (False, {})
-    concepts = (words[1:] if file else words) or known.get("concepts")
+    file = sharing.edit_file(words[0])
+    kind, known = sharing.described(file) if file else (None, {})
+    sent = targets(known)
+    concepts = (words[1:] if file else words) or list(sent)
     if not concepts:
         raise ValueError("CONCEPT must be given: the file does not say what it erases")
-    sent = dict(zip(known.get("concepts", []), known.get("target", []), strict=False))
+    if kind == "hooks":
+        raise ValueError(f"FILE: {file} holds hooks, which act while the model runs: there are no weights to certify")
     target = _one(target or [sent.get(text, " ") for text in concepts])
-    eraser, shipped = (rece.Eraser.load(file), load["dtype"]) if is_eraser else (None, None)
-    pipe, alone = _load(**load), bool(file) and not is_eraser
+    eraser, shipped = (rece.Eraser.load(file), load["dtype"]) if kind == "map" else (None, None)
+    pipe, alone = _load(**load), bool(file) and kind != "map"
     if alone:
-        shipped = sharing.edited_layers(pipe, file)
+        shipped = rece.Edit.load(file).readers(pipe) if kind == "weights" else sharing.edited_layers(pipe, file)
     asked = {"target": target, "others": others, "synonyms": synonyms, "shipped": shipped}
     made = rece.certify(pipe, eraser, concepts, **asked)
     columns = ["concept", "distance", "embedding", "shipped", "edited", "target", "other", "nearest", "synonym"]
@@ -430,7 +444,7 @@ def draw(
 
     The folder gets <case>.png for each line of the file. The same command again draws only what is missing.
     """
-    is_table = prompts.endswith(".csv") or Path(prompts).is_file()
+    is_table = prompts.endswith(".csv") or os.path.isfile(prompts)  # Path's fails for a long prompt
     shared = {"--part": part, "--workers": workers, "--scheduler-file": scheduler_file}
     shared = [name for name, value in shared.items() if value is not None]
     if len(shared) > is_table:
@@ -438,11 +452,9 @@ def draw(
         raise typer.BadParameter(f"{' and '.join(shared)}: {reason}")
     if is_table and seed is not None:
         raise typer.BadParameter("--seed belongs to one prompt: the seeds of a csv file are in the file")
-    if not is_table:
-        _free(load, output, ".png", force, eraser)
-    elif output.suffix == ".png":
-        raise ValueError("-o must be a folder, as a csv file gives many pictures")
-    _known(load)
+    if is_table and output.suffix == ".png":
+        raise ValueError(f"-o must be a folder, as a csv file gives many pictures ({prompts} is a file here)")
+    _free(load, output, "" if is_table else ".png", force or is_table, eraser)
     from PIL import Image
 
     from rece import cluster, files, images, loading
@@ -514,7 +526,7 @@ def arena(
 )
 def evaluate(
     load: dict,
-    file: Edit,
+    file: EraserFile,
     concept: _argument(str, "CONCEPT", "what it erases"),
     judge: Annotated[
         str,
@@ -527,7 +539,7 @@ def evaluate(
     others: _option(list[str], "texts to keep; a CLIP tells the concept from these") = None,
     attacks: _option(list[str], "which attacks (default: plain synonym closed_form unlearndiff inversion)") = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="keep it in a .json, for --evaluation of apply and lora")
+        Path | None, typer.Option("--output", "-o", help="a .json for the result, which `apply` and `lora` read")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="of the scheduler")] = 25,
     guidance: Annotated[float, typer.Option(help="of the pictures")] = 7.5,
@@ -542,7 +554,7 @@ def evaluate(
         _free(load, output, ".json", force, file)
     _known(load)
     from rece import judges, loading
-    from rece.edits import Edit as edits
+    from rece.edits import Edit
     from rece.study import evaluating
 
     unknown = [name for name in attacks or [] if name not in evaluating.QUICK]
@@ -553,11 +565,13 @@ def evaluate(
     elif (Path(judge) / "labels.json").is_file():
         settings = judge
     else:
+        if not others:
+            raise ValueError(f"--judge: {judge!r} is no folder with a labels.json, and a CLIP needs --others")
         settings = {"name": "clip", "labels": [concept, *(others or [])], "model": judge, "revision": judge_revision}
     loading.quiet()
     budgets = {name: evaluating.QUICK[name] for name in attacks or evaluating.QUICK}
     how = {"steps": steps, "guidance": guidance, "batch_size": batch_size}
-    made, judge = edits.load(file), judges.load(settings)
+    made, judge = Edit.load(file), judges.load(settings)
     found = evaluating.evaluate(
         _load(**load), made, concept, judge, synonyms=synonyms or (), others=others, budgets=budgets, **how
     )
@@ -568,7 +582,10 @@ def evaluate(
         which = "nearest others" if near else "further others"
         _say(f"{which}: drawn {part.before.mean():.2f} before, {part.after.mean():.2f} after ({', '.join(part.text)})")
     if found.certificate is not None:
-        _say(f"certificate: no embedding comes nearer than {found.certificate.guarded:.2f} of the way to the target")
+        guarded, prompts = found.certificate.guarded, found.certificate.relative
+        _say(f"certificate: no embedding comes nearer to the concept than {guarded:.2f} of its distance to the target")
+        if math.isfinite(prompts):
+            _say(f"certificate of prompts: no prompt comes nearer than {prompts:.2f} of it")
     _say("A rate is a lower bound on what an attacker with a larger budget reaches.")
     if output is not None:
         found.save(output)
@@ -662,7 +679,7 @@ def _cut(pipe, prompts: list[str]) -> None:
 
 
 def _spelt(pipe, concepts: list[str]) -> None:
-    """Tell of words of concepts that the model reads in pieces, as it does a typo, and of everyday words like them."""
+    """Print a note for each word of a concept that the model reads in pieces, as it reads a typo."""
     from difflib import get_close_matches
 
     from rece import layers, texts
@@ -691,16 +708,6 @@ def _kept(preserve: list[str] | None, file: Path | None) -> list[str] | None:
     return preserve if file is None else [*(preserve or []), *_lines(file)]
 
 
-def _edit(word: str) -> Path | None:
-    """The file that a word names: an eraser, weights, or the LoRA in a folder. None if it is a concept."""
-    path = Path(word)
-    if (path / LORA).is_file():
-        return path / LORA
-    if path.is_dir() and (len(path.parts) > 1 or (path / "model_index.json").is_file()):
-        raise FileNotFoundError(f"{path} holds no {LORA}: give a LoRA's folder, or a file")
-    return path if path.suffix in WEIGHTS or path.is_file() else None
-
-
 def _shares(numbers: dict[str, float], key) -> str:
     """Texts with their numbers, the first SHOWN of them by key."""
     ordered = sorted(numbers.items(), key=key)
@@ -719,12 +726,10 @@ def _lines(file: Path) -> list[str]:
     return lines
 
 
-def _preset(name: str, settings: dict, method: str | None) -> dict:
+def _preset(name: str, settings: dict) -> dict:
     """The keywords of a preset, with the settings that were given over them. It is said which preset, and whose."""
     if name not in PRESETS:
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, not {name!r}")
-    if method is not None:
-        raise ValueError("--preset has numbers of rece.erase: leave out --method")
     found = {key: value | {} if isinstance(value, dict) else value for key, value in PRESETS[name].settings.items()}
     for key, value in settings.items():
         found[key] = found.get(key, {}) | value if isinstance(value, dict) else value
@@ -732,16 +737,16 @@ def _preset(name: str, settings: dict, method: str | None) -> dict:
     return found
 
 
-def _settings(given: dict, pairs: list[str], method: str | None = None) -> dict:
+def _settings(given: dict, pairs: list[str], own: bool = True) -> dict:
     """The keywords of rece.erase, or of a method. given: those of options, or None. pairs: NAME=VALUE of --set.
 
-    start.lamb is the number lamb in the dict `start`. A method checks its own names and values.
+    start.lamb is the number lamb in the dict `start`. own: of rece.erase; others check their names and values.
     Raises ValueError for a name that is unknown or given twice, and for a value of the wrong kind.
     """
     given = {name: value for name, value in given.items() if value is not None}
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if not equals or (name not in KEYWORDS and method is None):
+        if not equals or (own and name not in KEYWORDS):
             raise ValueError(f"--set takes NAME=VALUE with NAME one of {', '.join(sorted(KEYWORDS))}, not {pair!r}")
         if name in given:
             raise ValueError(f"{name} is given twice: leave one of them out")
@@ -749,7 +754,7 @@ def _settings(given: dict, pairs: list[str], method: str | None = None) -> dict:
     settings = {}
     for name, value in given.items():
         meaning, holds = KEYWORDS.get(name, ("", None))
-        if method is None and not holds(value):
+        if own and not holds(value):
             raise ValueError(f"{name} must be {meaning}, not {value!r}")
         group, _, number = name.rpartition(".")
         (settings.setdefault(group, {}) if group else settings)[number] = value
@@ -770,8 +775,8 @@ def _value(text: str):
         return value
 
 
-def _measured(file: Path | None) -> dict:
-    """What a card says that `rece evaluate` found."""
+def _measured(file: Path | None, edit) -> dict:
+    """What a card says that `rece evaluate` found of this edit."""
     if file is None:
         return {}
     if not file.is_file():
@@ -779,11 +784,18 @@ def _measured(file: Path | None) -> dict:
     from rece.study.evaluating import Evaluation
 
     found = Evaluation.load(file)
+    if found.edit != edit.digest():
+        raise ValueError(f"--evaluation: {file} measured another eraser: run rece evaluate on this one")
     return {"results": found.results, "kept": found.kept, "certificate": found.certificate}
 
 
-def _export(kind: str, load: dict, eraser: Path, output: Path, force: bool, **about) -> None:
-    """Write the eraser as a pipeline, a lora or weights. about: keywords of `export.save_folder`."""
+def _export(
+    kind: str, load: dict, eraser: Path, output: Path, force: bool, evaluation: Path | None = None, **about
+) -> None:
+    """Write the eraser as "pipeline", "lora", "kohya" (a LoRA in one file) or "weights".
+
+    evaluation: a file of `rece evaluate`. about: keywords of `export.save_folder`.
+    """
     _free(load, output, ".safetensors" if kind in ("weights", "kohya") else "", force, eraser)
     from rece.edits import Edit
     from rece.sharing import export
@@ -791,6 +803,7 @@ def _export(kind: str, load: dict, eraser: Path, output: Path, force: bool, **ab
     edit = Edit.load(eraser)
     if edit.kind != "map":
         raise ValueError(f"ERASER: {eraser} is no map but {edit}: `rece draw --eraser` uses it as it is")
+    about |= _measured(evaluation, edit)
     if kind == "weights":
         export.save_weights(edit, _load(**load), output)
         _say(f"{output}: the edited layers")

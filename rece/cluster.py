@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import secrets
 import threading
 from functools import lru_cache
 from pathlib import Path
@@ -11,10 +12,15 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from rece import images, loading
+from rece import images, loading, solver
 
 _one_at_a_time = threading.Lock()  # the threads of a worker share one pipeline, which keeps state while it draws
-_loaded = lru_cache(maxsize=1)(loading.load)
+
+
+@lru_cache(maxsize=1)
+def _loaded(drawing: str, **load):
+    """The pipeline of one `draw_parts`. The next one loads it anew, as files may have changed."""
+    return loading.load(**load)
 
 
 def draw_parts(load: dict, table: pd.DataFrame, folder: str | Path, client, parts: int, **settings) -> Path:
@@ -35,13 +41,12 @@ def draw_parts(load: dict, table: pd.DataFrame, folder: str | Path, client, part
         except TypeError as error:
             raise TypeError(f"{name} must be keywords of {function.__module__}.{function.__name__}: {error}") from None
     images.checked(table, settings.get("guidance", 7.5))
-    if not isinstance(parts, int) or parts < 1:
-        raise ValueError(f"parts must be a whole number, 1 or more, not {parts!r}")
+    solver.whole(parts=parts)
     paths = {name: Path(load[name]).resolve() for name in ("model", "eraser") if load.get(name)}
     load = load | {name: str(path) for name, path in paths.items() if path.exists()}
     given = {"table": table, "folder": Path(folder).resolve(), **settings, "progress": False}
-    threads = torch.get_num_threads()
-    tasks = [client.submit(_draw, load, threads, given | {"part": (k + 1, parts)}, pure=False) for k in range(parts)]
+    each = (secrets.token_hex(8), load, torch.get_num_threads())
+    tasks = [client.submit(_draw, *each, given | {"part": (k + 1, parts)}, pure=False) for k in range(parts)]
     try:
         quiet = not settings.get("progress", True)
         for task in tqdm(as_completed(tasks), desc="draw", total=parts, unit=" parts", disable=quiet):
@@ -53,22 +58,21 @@ def draw_parts(load: dict, table: pd.DataFrame, folder: str | Path, client, part
     return Path(folder)
 
 
-def _draw(load: dict, threads: int, given: dict) -> None:
+def _draw(drawing: str, load: dict, threads: int, given: dict) -> None:
     with _one_at_a_time:
         loading.quiet()
         torch.set_num_threads(threads)  # the images on a CPU depend on it
-        images.draw(_loaded(**load), **given)
+        images.draw(_loaded(drawing, **load), **given)
 
 
 def local_cluster(workers: int):
-    """A Dask cluster of that many processes on this machine, each with one thread and, round in turn, one GPU.
+    """A Dask cluster of that many processes on this machine, each with one task at a time and, in turn, one GPU.
 
     Only this machine reaches it. Raises ValueError if workers is less than 1.
     """
     from distributed import Nanny, Scheduler, SpecCluster
 
-    if workers < 1:
-        raise ValueError(f"workers must be 1 or more, not {workers}")
+    solver.whole(workers=workers)
     count = torch.cuda.device_count()
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")[:count]
     common = {"nthreads": 1, "memory_limit": 0, "host": "127.0.0.1", "silence_logs": logging.WARNING}

@@ -1,7 +1,6 @@
 """Debiasing: UCE's second form, which moves a concept until its pictures show attributes in the wanted proportions."""
 
 import warnings
-import weakref
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -45,27 +44,27 @@ def debias(
     concept: one text or several. attributes: texts, e.g. ["male", "female"]. labels: from uint8 images (n, height,
     width, 3) to n of the attributes, e.g. a zero-shot classifier. desired: a proportion per attribute, by default
     equal ones. preserve: texts whose last word tokens are kept. lamb, edit_scale, preserve_scale: of the edit.
-    step_size: less than 1 where the shares swing to and fro.
+    step_size: less than 1 if the shares oscillate.
     images, steps, guidance, batch_size: see `generate`; every iteration draws with new noise seeds from `seed` on.
 
     Returns an Eraser; its provenance has `alphas` and `seen` (iteration, concept, attribute) and whether it is
     `debiased`. Warns if max_iterations end without that. Computed in float64.
     Raises ValueError naming the parameter, before anything is drawn. Source: UCE (arXiv 2308.14761) and its code of
-    2025, whose alphas also add up; there the noise is not seeded, and its step_size option is not used (so 1 here).
+    2025, whose alphas accumulate too; there the noise is not seeded, and its step_size option is not used (so 1 here).
     """
-    settings = {name: value for name, value in locals().items() if name not in ("pipe", "concept", "labels")}
-    settings.pop("progress")
+    apart = ("pipe", "concept", "labels", "progress")
+    settings = {name: value for name, value in locals().items() if name not in apart}
     concepts = texts.concepts_of(concept)
     attributes = texts.listed(attributes, "attributes")
     if len(attributes) < 2 or len(set(attributes)) < len(attributes):
         raise ValueError("attributes must be a list of two texts or more, each of them once")
     preserve = None if preserve is None else texts.listed(preserve, "preserve")
     wanted = np.full(len(attributes), 1 / len(attributes)) if desired is None else np.asarray(desired, float)
-    if len(wanted) != len(attributes) or (wanted < 0).any() or not abs(wanted.sum() - 1) <= 1e-6:
+    if wanted.shape != (len(attributes),) or (wanted < 0).any() or not abs(wanted.sum() - 1) <= 1e-6:
         raise ValueError("desired must be one proportion per attribute, adding up to 1")
     solver.whole(max_iterations=max_iterations, images=images, steps=steps, batch_size=batch_size)
     solver.whole(least=0, most=2**63, seed=seed)
-    solver.fraction(max_diff, "max_diff")
+    solver.positive(max_diff, "max_diff")
     for name, value in {"lamb": lamb, "edit_scale": edit_scale, "step_size": step_size}.items():
         solver.positive(value, name)
     solver.positive(guidance, "guidance", or_zero=True)
@@ -90,17 +89,14 @@ def debias(
         eraser = Eraser(solver.edit_map(K.flatten(0, 1), (K + alpha @ A).flatten(0, 1), PP, **scales))
         alphas.append(alpha.tolist())
         shares = []
-        eraser.apply(pipe)
-        try:
+        seeds = range(seed + step * images, seed + (step + 1) * images)
+        with eraser.on(pipe):
             for text in concepts:
-                seeds = range(seed + step * images, seed + (step + 1) * images)
                 found = list(labels(generate(pipe, [text] * images, seeds, **draw)))
                 if len(found) != images or not set(found) <= set(attributes):
                     wrong = sorted(set(found))
                     raise ValueError(f"labels must return one of the attributes for each image, not {wrong}")
                 shares.append([found.count(attribute) / images for attribute in attributes])
-        finally:
-            eraser.remove(pipe)
         seen.append(shares)
         lacking = wanted - np.array(shares)
         off = np.abs(lacking).max(axis=1) >= max_diff
@@ -111,5 +107,4 @@ def debias(
         warnings.warn(f"debias: not within max_diff {max_diff} after max_iterations {max_iterations}", stacklevel=2)
     eraser.provenance |= origin(pipe) | {"concepts": concepts} | settings | {"desired": wanted.tolist()}
     eraser.provenance |= {"alphas": alphas, "seen": seen, "debiased": not off.any()}
-    eraser._pipe = weakref.ref(pipe)
     return eraser

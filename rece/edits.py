@@ -70,6 +70,10 @@ class Edit:
         note = {"format": "pt", "kind": self.kind, "rece": json.dumps(self.provenance)}
         files.write(tensors, Path(path), note | {"sha256": files.digest(tensors, note)})
 
+    def digest(self) -> str:
+        """The sha256, in hex, of what it does, whatever its provenance says."""
+        return files.digest(self.tensors(), {"kind": self.kind})
+
     @classmethod
     def load(cls, path: str | Path) -> "Edit":
         """Read a file that an edit's `save` wrote: `Edit.load` one of any kind, `Eraser.load` a map alone.
@@ -81,6 +85,7 @@ class Edit:
             raise FileNotFoundError(f"no eraser file at {path}")
         if not os.access(path, os.R_OK):
             raise PermissionError(f"{path} may not be read: change its permissions")
+        import_module("rece.eraser")  # which adds its kind, the map
         try:
             with safe_open(path, framework="pt") as file:
                 note = file.metadata() or {}

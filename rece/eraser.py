@@ -17,6 +17,7 @@ from rece import families, files, layers, solver, texts
 from rece.edits import Edit
 
 SAMPLE = 32  # everyday texts that a report looks at
+LORA = "pytorch_lora_weights.safetensors"  # the name by which diffusers finds it in a folder
 
 
 class Eraser(Edit, kind="map"):
@@ -262,8 +263,18 @@ class Eraser(Edit, kind="map"):
         if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
             raise ValueError(f"the LoRA overflows {dtype}: use a wider dtype")
         note = {"format": "pt", "rece": json.dumps(self.provenance | {"lora_rank": r, "lora_loss": loss})}
-        files.write(tensors, Path(folder, "pytorch_lora_weights.safetensors"), note)
+        files.write(tensors, Path(folder, LORA), note)
         return loss
+
+
+def targets(provenance: dict) -> dict[str, str]:
+    """What each concept of an eraser was sent to; of a composed one, of all its parts."""
+    parts = provenance.get("composed", [provenance])
+    return {
+        concept: target
+        for part in parts
+        for concept, target in zip(part.get("concepts", []), part.get("target", []), strict=False)
+    }
 
 
 def origin(pipe: DiffusionPipeline) -> dict:

@@ -40,15 +40,15 @@ def digest(tensors: dict[str, Tensor], note: dict[str, str]) -> str:
 
 
 @contextmanager
-def replacing(path: str | Path, beside: str | Path | None = None) -> Iterator[BinaryIO]:
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file to write (and read), which takes the place of `path` once it is whole and on the disk.
 
-    beside: the folder that it lies in until then, on the same file system; by default that of `path`, which is made if
-    it is missing. Only a killed process leaves the file behind: `path`'s name between dots, and some letters.
+    Its folder is made if it is missing. Only a killed process leaves the file behind, beside `path`: its name between
+    dots, and some letters.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = _beside(path if beside is None else Path(beside, path.name))
+    part = _beside(path)
     try:
         with open(part, "x+b") as file:
             _held(file.fileno())
@@ -57,7 +57,7 @@ def replacing(path: str | Path, beside: str | Path | None = None) -> Iterator[Bi
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        if error.errno is not None:  # then a message names a file, but that of a full disk does not
+        if error.errno is not None:  # the message then names a file, but that of a full disk has none
             error.filename = error.filename or str(path)
         raise
     finally:

@@ -51,8 +51,8 @@ def generate(
 
     prompts: n texts; or embeds: (n, positions, d), any float dtype and device, fed to the UNet in place of encoded
     prompts. The negative prompt is always "". steps, guidance: of the pipeline's own scheduler. height, width: in
-    pixels, multiples of 8 (of more for some models), both or neither; what is asked for is drawn, PixArt's resizing
-    from the nearest of its own shapes is off. bf16: run under bfloat16 autocast (images change a little); "auto" does
+    pixels, multiples of 8 (of more for some models), both or neither. This size is drawn: PixArt's own resizing
+    is switched off. bf16: run under bfloat16 autocast (images change a little); "auto" does
     where the device has it, see `bfloat16`. A safety checker is not consulted. The bar shows if generation takes
     longer than a second.
 
@@ -67,9 +67,11 @@ def generate(
     """
     if (prompts is None) == (embeds is None):
         raise ValueError("give either prompts or embeds, and not both")
-    some = isinstance(prompts, Iterable) and not isinstance(prompts, str)
-    if prompts is not None and not (some and all(isinstance(prompt, str) for prompt in prompts)):
-        raise TypeError("prompts must be a list of texts")
+    if prompts is not None:  # also of a pandas column, which has numbers of its own
+        prompts = list(prompts) if isinstance(prompts, Iterable) and not isinstance(prompts, str) else [None]
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise TypeError("prompts must be a list of texts")
+    seeds = list(seeds) if isinstance(seeds, Iterable) else [seeds]
     if embeds is not None:
         _check_embeds(pipe, embeds)
     n = len(prompts if embeds is None else embeds)
@@ -78,9 +80,9 @@ def generate(
     solver.whole(steps=steps, batch_size=batch_size)
     _, wanted, allowed = COLUMNS["seed"]
     for seed in seeds:
-        if isinstance(seed, bool) or not allowed(seed):
+        if not allowed(seed):
             raise ValueError(f"seeds must each be {wanted}, not {solver.shown(seed)}")
-    if isinstance(guidance, bool) or not COLUMNS["guidance"][2](guidance):
+    if not COLUMNS["guidance"][2](guidance):
         raise ValueError(f"guidance must be a finite number, not {solver.shown(guidance)}")
     binned = "use_resolution_binning" in inspect.signature(pipe.__call__).parameters
     bare = {"use_resolution_binning": False} if binned else {}
@@ -118,7 +120,7 @@ def generate(
 
 
 def to_latents(pipe: DiffusionPipeline, images: np.ndarray) -> Tensor:
-    """The latents of pictures, uint8 (n, h, w, 3): (n, c, h, w) on the VAE's device and in its dtype, its mean."""
+    """The VAE's mean latents of pictures, uint8 (n, h, w, 3): (n, c, h, w), scaled, on its device and in its dtype."""
     vae = pipe.vae
     with torch.no_grad():
         pixels = torch.as_tensor(images).permute(0, 3, 1, 2) / 127.5 - 1
@@ -230,8 +232,12 @@ def checked(table: pd.DataFrame, guidance: float = 7.5) -> dict[str, list]:
     return columns
 
 
+def _real(value) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _whole(value, low: int, high: int, step: int = 1) -> bool:
-    return isinstance(value, numbers.Real) and low <= value <= high and value % step == 0
+    return _real(value) and low <= value <= high and value % step == 0
 
 
 # The columns that decide an image: their type, what a value must be, and whether it is.
@@ -243,7 +249,7 @@ COLUMNS = {
     ),
     "prompt": (str, "a text", lambda value: isinstance(value, str)),
     "seed": (int, "a whole number from 0 to 2^64 - 1", lambda value: _whole(value, 0, 2**64 - 1)),
-    "guidance": (float, "a finite number", lambda value: isinstance(value, numbers.Real) and math.isfinite(value)),
+    "guidance": (float, "a finite number", _real),
     "width": (int, "a multiple of 8 pixels", lambda value: value is None or _whole(value, 8, 2**16, 8)),
     "height": (int, "a multiple of 8 pixels", lambda value: value is None or _whole(value, 8, 2**16, 8)),
 }
@@ -278,9 +284,7 @@ def _run(pipe, table, steps, guidance, batch_size, bf16, identity, embeds) -> di
         _check_embeds(pipe, embeds)
         if len(embeds) != len(table):
             raise ValueError(f"embeds must hold one embedding per row: it has {len(embeds)} for {len(table)} rows")
-    for name, value in (("steps", steps), ("batch_size", batch_size)):
-        if not isinstance(value, numbers.Integral) or value < 1:
-            raise ValueError(f"{name} must be a whole number, 1 or more, not {value!r}")
+    solver.whole(steps=steps, batch_size=batch_size)
     try:
         identity = json.loads(json.dumps(identity or {}, allow_nan=False))
         identity = {f"identity.{name}": value for name, value in identity.items()}
@@ -425,7 +429,7 @@ def _bare(pipe: DiffusionPipeline):
 
 
 def check(images: np.ndarray, name: str = "images") -> None:
-    """Raise ValueError naming the argument if these are not images; none at all are."""
+    """Raise ValueError naming the argument if these are not images. An empty array is allowed."""
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         form = f"{getattr(images, 'dtype', type(images).__name__)} {getattr(images, 'shape', '')}"
         raise ValueError(f"{name} must be uint8 arrays of shape (n, height, width, 3), not {form}")

@@ -31,7 +31,7 @@ def load(
 
     model: a folder that `save_pretrained` wrote, or a hub id. revision: a hub id's full commit hash, see `local`.
     eraser: a file of an edit of any kind, see `Edit.load`, which is applied. dtype: one of `solver.FLOATS`; in float64
-    the noise of a seed is another one than in the others. device: by default the GPU if there is one. scheduler: the
+    a seed gives other noise than in the other dtypes. device: by default the GPU if there is one. scheduler: the
     name of one of diffusers' scheduler classes, configured as the pipeline's own. A safety checker is not loaded.
 
     Raises ValueError naming the parameter; FileNotFoundError if there is no such folder or eraser file; OSError if
@@ -68,9 +68,9 @@ def load(
 
 
 def _encoders(model: str | Path, revision: str | None, index: dict, settings: dict) -> dict:
-    """The parts of a pipeline that transformers loads, each with all of its weights: it fills others at random.
+    """The parts of a pipeline that transformers loads. Raises OSError if weights are missing.
 
-    Raises OSError if weights are missing.
+    transformers itself fills missing weights at random.
     """
     found = {}
     for name, (library, kind) in ((n, part) for n, part in index.items() if isinstance(part, list) and len(part) == 2):
@@ -85,7 +85,7 @@ def _encoders(model: str | Path, revision: str | None, index: dict, settings: di
 
 
 def _check_tokenizers(pipe: DiffusionPipeline) -> None:
-    """Raises OSError for a tokenizer without a vocabulary: without its files one of two tokens is made."""
+    """Raises OSError for a tokenizer without a vocabulary, which transformers makes if files are missing."""
     for n in ("", "_2", "_3"):
         tokenizer, encoder = (getattr(pipe, f"{part}{n}", None) for part in ("tokenizer", "text_encoder"))
         size = getattr(getattr(encoder, "config", None), "vocab_size", 0)
@@ -120,13 +120,13 @@ def placed(device: str | torch.device | None) -> torch.device:
         torch.empty(1, device=found).cpu()
     except (RuntimeError, AssertionError, ImportError):
         raise ValueError(
-            f"device must be one of torch's that is here, like cpu or cuda:1, not {str(device)!r}"
+            f"device must be one that this machine has, like cpu or cuda:1, not {str(device)!r}"
         ) from None
     return found
 
 
 def quiet() -> None:
-    """Of the libraries only errors: no bars of their own, no line for every prompt that CLIP cuts at 77 tokens."""
+    """Silence diffusers and transformers but for errors: no bars, no line for every prompt that CLIP cuts."""
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()

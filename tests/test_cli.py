@@ -367,7 +367,7 @@ MISTAKES = {
     "erase owner/name dog --revision {hash}": "cannot be loaded: .*HF_HUB_OFFLINE is set",
     "erase {model} dog --revision {hash}": "revision belongs to hub ids",
     "erase {tmp} dog": "lies in .*, which the command reads",
-    "erase {model} dog --device toaster": "device must be one of torch's",
+    "erase {model} dog --device toaster": "device must be one that this machine has",
     "erase {model} ' '": "concept must be a text",
     "erase {model} dog --rounds few": "rounds must be a whole number, 0 or more, or",
     "erase {model} dog --rounds ²": "rounds must be a whole number, 0 or more, or",
@@ -427,9 +427,36 @@ def test_numbers_of_set_are_read_as_python_reads_them(erased):
 
 
 def test_a_list_is_repeated_or_in_one_go_and_ends_at_the_next_option(erased):
-    for words in (["dog", "--preserve", "a", "b"], ["--preserve", "a", "--preserve", "b", "--", "dog"]):
+    forms = (
+        ["dog", "--preserve", "a", "b"],
+        ["--preserve", "a", "--preserve", "b", "--", "dog"],
+        ["dog", "--preserve=a", "b"],
+    )
+    for words in forms:
         made = erased("--rounds", 0, *words).provenance
         assert made["preserve"] == ["a", "b"] and made["concepts"] == ["dog"]
+
+
+def test_certify_reads_changed_weights_and_says_that_hooks_have_none(model, tmp_path, fails, capsys):
+    for method in ("speed", "sld"):
+        run("erase", model, "dog", "--method", method, "-o", tmp_path / f"{method}.safetensors")
+    assert main(["certify", str(model), str(tmp_path / "speed.safetensors"), "dog"]) == 0
+    assert "shipped" in capsys.readouterr().out
+    assert "holds hooks, which act while the model runs" in fails(
+        "certify", model, tmp_path / "sld.safetensors", "dog"
+    )
+
+
+def test_a_composed_eraser_says_what_its_parts_erase(model, tmp_path, pipe, capsys):
+    both = rece.erase(pipe, "dog", target="cat", rounds=0) @ rece.erase(pipe, "bus", rounds=0)
+    both.save(tmp_path / "both.safetensors")
+    assert main(["certify", str(model), str(tmp_path / "both.safetensors")]) == 0
+    assert re.search(r"\bdog\b(.|\n)*\bbus\b", capsys.readouterr().out)
+
+
+def test_a_long_prompt_is_drawn(model, tmp_path):
+    words = ["draw", str(model), "a dog " * 70, "-o", str(tmp_path / "a.png"), "--steps", "1", "--quiet"]
+    assert main(words) == 0 and (tmp_path / "a.png").is_file()
 
 
 def test_texts_to_keep_are_utf8_with_or_without_a_mark(model, tmp_path, erased, fails):

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import tiny
 
+import rece
 from rece.cluster import draw_parts, local_cluster
 from rece.images import draw
 
@@ -50,6 +51,16 @@ def test_workers_draw_what_one_process_draws(pipe, model, tmp_path, client, monk
         draw_parts(load, TABLE, "two", client, 3, **QUICK | {"steps": 3})
 
 
+def test_each_drawing_reads_its_files_anew(pipe, model, tmp_path, client):
+    file, load = tmp_path / "e.safetensors", {"model": model, "device": "cpu", "eraser": tmp_path / "e.safetensors"}
+    drawn = []
+    for concept in ("dog", "cat"):
+        rece.erase(pipe, concept, rounds=0).save(file)
+        draw_parts(load, TABLE, tmp_path / concept, client, 2, **QUICK)
+        drawn.append(bits(tmp_path / concept))
+    assert drawn[0] != drawn[1]
+
+
 def test_a_worker_that_is_killed_loses_nothing(pipe, model, tmp_path, client):
     settings = QUICK | {"steps": 20}
     pids = list(client.run(os.getpid).values())
@@ -86,5 +97,5 @@ def test_bad_input_is_named_before_anything_is_written(model, tmp_path, client, 
 
 
 def test_a_cluster_has_workers():
-    with pytest.raises(ValueError, match="workers must be 1 or more, not 0"):
+    with pytest.raises(ValueError, match="workers must be a whole number, 1 or more"):
         local_cluster(0)

@@ -91,11 +91,15 @@ def test_the_command_keeps_what_the_card_then_says(tmp_path, capsys):
     asked += ["--others", "cat", "--steps", "10", "--guidance", "4", "--batch-size", "20", "-o", str(kept)]
     assert main(asked) == 0
     out = capsys.readouterr().out
-    assert "nearest others: drawn" in out and "certificate: no embedding comes nearer than 0." in out
+    assert "nearest others: drawn" in out and "certificate: no embedding comes nearer to the concept than 0." in out
     assert main(["lora", model, str(eraser), "-o", str(tmp_path / "lora"), "--evaluation", str(kept)]) == 0
     card = (tmp_path / "lora" / "README.md").read_text(encoding="utf-8")
     assert "Not measured." not in card and "- Not measured: image quality." in card
-    assert "| plain | own | embedded |" in card and '| `"cat"` | 5 |' in card
+    assert "| plain | quick | embedded |" in card and '| `"cat"` | 5 |' in card
+    other = tmp_path / "cat.safetensors"
+    assert main(["erase", model, "cat", "--rounds", "0", "-o", str(other)]) == 0
+    assert main(["lora", model, str(other), "-o", str(tmp_path / "cat"), "--evaluation", str(kept)]) == 1
+    assert "dog.json measured another eraser: run rece evaluate on this one" in capsys.readouterr().err
     kept.write_text("{}", encoding="utf-8")
     assert main(["lora", model, str(eraser), "-o", str(tmp_path / "other"), "--evaluation", str(kept)]) == 1
     assert "is no file of rece evaluate" in capsys.readouterr().err and not (tmp_path / "other").exists()

@@ -81,7 +81,7 @@ def test_a_pipeline_folder_draws_as_the_edited_pipeline_and_leaves_it_as_found(p
     if applied:
         eraser.apply(pipe)
     before = state(pipe)
-    export.save_pipeline(eraser, pipe, tmp_path / "new" / "folder", variant="fp16")
+    export.save_folder(eraser, pipe, tmp_path / "new" / "folder", "pipeline", variant="fp16")
     assert_same(state(pipe), before)
     assert (layers.fused(pipe) is not None) == applied
     assert os.listdir(tmp_path / "new") == ["folder"]
@@ -100,7 +100,7 @@ def test_a_pipeline_folder_does_not_name_the_machines_folders(pipe, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     for name in (tmp_path / "base", "base", "./base"):
         loaded = DiffusionPipeline.from_pretrained(name, local_files_only=True)
-        export.save_pipeline(rece.erase(loaded, "dog", rounds=0), loaded, tmp_path / "made")
+        export.save_folder(rece.erase(loaded, "dog", rounds=0), loaded, tmp_path / "made", "pipeline")
         for file in tree(tmp_path / "made"):
             text = (tmp_path / "made" / file).read_bytes()
             assert str(tmp_path).encode() not in text and b"_name_or_path" not in text
@@ -142,16 +142,16 @@ def test_an_old_folder_is_replaced_whole_or_left_alone(pipe, tmp_path, monkeypat
     monkeypatch.undo()
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match="file is a file: choose a folder"):
-        export.save_pipeline(eraser, pipe, tmp_path / "file")
+        export.save_folder(eraser, pipe, tmp_path / "file", "pipeline")
 
 
 def test_the_folder_that_the_pipeline_was_loaded_from_is_refused(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "base")
     loaded = DiffusionPipeline.from_pretrained(tmp_path / "base", local_files_only=True)
     eraser = rece.erase(loaded, "dog", rounds=0)
-    for save in (export.save_pipeline, export.save_folder):
+    for kind in ("pipeline", "lora"):
         with pytest.raises(ValueError, match="folder: the pipeline was loaded from .*base: write to another folder"):
-            save(eraser, loaded, tmp_path / "sub" / ".." / "base")
+            export.save_folder(eraser, loaded, tmp_path / "sub" / ".." / "base", kind)
     assert not (tmp_path / "base" / "README.md").exists()
 
 
@@ -168,9 +168,10 @@ def test_files_have_the_permissions_that_the_umask_leaves(pipe, tmp_path):
 def test_another_eraser_on_the_pipeline_is_refused(pipe, tmp_path):
     dog, cat = rece.erase(pipe, "dog"), rece.erase(pipe, "cat")
     dog.apply(pipe)
-    for save in (export.save_weights, export.save_pipeline):
-        with pytest.raises(ValueError, match="carries another eraser"):
-            save(cat, pipe, tmp_path / "out.safetensors")
+    with pytest.raises(ValueError, match="carries another eraser"):
+        export.save_weights(cat, pipe, tmp_path / "out.safetensors")
+    with pytest.raises(ValueError, match="carries another eraser"):
+        export.save_folder(cat, pipe, tmp_path / "out", "pipeline")
     assert os.listdir(tmp_path) == []
     before = state(pipe)
     with pytest.raises(RuntimeError, match="mine"), export.applied(dog, pipe):

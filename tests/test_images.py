@@ -29,6 +29,8 @@ def test_order_number_and_sharding_change_no_bit(pipe):
     order = [5, 2, 0, 4, 1, 3]
     shuffled = generate(pipe, [PROMPTS[i] for i in order], [SEEDS[i] for i in order], **QUICK)
     np.testing.assert_array_equal(shuffled, images[order])
+    table = pd.DataFrame({"prompt": PROMPTS, "seed": SEEDS}).iloc[order]  # a column has numbers of its own
+    np.testing.assert_array_equal(generate(pipe, table.prompt, table.seed, **QUICK), shuffled)
     for shard in ([0, 1, 2, 3, 4], [5], [1, 3]):
         alone = generate(pipe, [PROMPTS[i] for i in shard], [SEEDS[i] for i in shard], **QUICK)
         np.testing.assert_array_equal(alone, images[shard])

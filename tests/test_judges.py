@@ -28,7 +28,7 @@ def test_a_hub_model_is_one_commit(tmp_path, monkeypatch):
 
 
 def test_a_device_that_is_not_here_is_named(tmp_path):
-    with pytest.raises(ValueError, match="device must be one of torch's that is here, .*'toaster'"):
+    with pytest.raises(ValueError, match="device must be one that this machine has, .*'toaster'"):
         Classifier(tiny.resnet(tmp_path), device="toaster")
 
 

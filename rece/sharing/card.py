@@ -9,18 +9,18 @@ import pandas as pd
 from huggingface_hub import ModelCardData
 
 from rece.certificate import Certificate
-from rece.eraser import Eraser
+from rece.eraser import LORA, Eraser
 
 # What a folder with a card holds, by kind; a pipeline is many files.
 FILES = {
-    "lora": "pytorch_lora_weights.safetensors",
+    "lora": LORA,
     "weights": "weights.safetensors",
     "eraser": "eraser.safetensors",
     "pipeline": None,
 }
 HUB_ID = r"[\w.-]+/[\w.-]+"
 SHOWN = 20  # texts of a list that a card spells out
-RATE_COLUMNS = ("attack", "n", "rate", "low", "high")
+COLUMNS = {"results": ("attack", "n", "rate", "low", "high"), "kept": ("text", "n", "before", "after")}
 
 
 def card(
@@ -50,9 +50,11 @@ def card(
     """
     if kind not in FILES:
         raise ValueError(f"kind must be one of {', '.join(FILES)}, not {kind!r}")
-    missing = [] if results is None else [column for column in RATE_COLUMNS if column not in results]
-    if missing or (results is not None and results.empty):
-        raise ValueError(f"results must have rows, with columns {', '.join(RATE_COLUMNS)}; missing: {missing}")
+    kept = None if kept is not None and kept.empty else kept
+    for name, table in {"results": results, "kept": kept}.items():
+        missing = [] if table is None else [column for column in COLUMNS[name] if column not in table]
+        if missing or (table is not None and table.empty):
+            raise ValueError(f"{name} must have rows, with columns {', '.join(COLUMNS[name])}; missing: {missing}")
     try:
         steps = _steps(eraser.provenance)
         if base_model is None:
@@ -81,7 +83,7 @@ def card(
             licence=licence,
             certificate=certificate,
             results=results,
-            kept=kept if kept is not None and len(kept) else None,
+            kept=kept,
             shown=SHOWN,
         )
     except (AttributeError, KeyError, TypeError, RecursionError, jinja2.TemplateError) as error:
@@ -113,7 +115,7 @@ def _value(value) -> str:
         return ", ".join(f"{_value(name)} {_value(item)}" for name, item in value.items())
     if isinstance(value, str):
         return value if re.fullmatch(r"[\w.:/+-]+", value) else _code(value)
-    return "–" if value is None else str(value)
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _plain(text: str) -> str:

@@ -27,11 +27,8 @@ def applied(eraser: Eraser, pipe: DiffusionPipeline) -> Iterator[DiffusionPipeli
         layers.check_fused(pipe)
         yield pipe
         return
-    eraser.apply(pipe)
-    try:
+    with eraser.on(pipe):
         yield pipe
-    finally:
-        eraser.remove(pipe)
 
 
 def save_weights(eraser: Eraser, pipe: DiffusionPipeline, path: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -84,19 +81,6 @@ def save_kohya(
     files.write(kohya, path, note)
 
 
-def save_pipeline(eraser: Eraser, pipe: DiffusionPipeline, folder: str | Path, variant: str | None = None) -> None:
-    """Write the whole pipeline, the eraser fused into its weights, for `DiffusionPipeline.from_pretrained(folder)`.
-
-    In the pipeline's own dtype, as safetensors. variant: a word in the file names ("fp16"), as `save_pretrained` has
-    it. The file rece.json in it holds the provenance. The folder is whole or not there, see `files.replacing_folder`.
-    The pipeline is left as it was found.
-    Raises ValueError if the eraser does not fit, if the pipeline carries another one, or if it was loaded from this
-    folder; FileExistsError if the folder holds other files; OSError if the disk is full.
-    """
-    with _replacing(folder, pipe) as made:
-        _fill(made, eraser, pipe, variant)
-
-
 def save_folder(
     eraser: Eraser,
     pipe: DiffusionPipeline,
@@ -110,10 +94,12 @@ def save_folder(
 ) -> None:
     """Write the eraser as one kind of file, and README.md, its model card: a folder ready for `push_to_hub`.
 
-    kind: "lora" (see `Eraser.save_lora`; rank is its own), "weights" (see `save_weights`), "pipeline" (see
-    `save_pipeline`; variant is its own) or "eraser" (see `Eraser.save`). dtype: of a LoRA (float32 by default) or
-    of weights. about: keywords of `card`.
-    The folder is whole or not there, and never a mixture of two exports, see `files.replacing_folder`.
+    kind: "lora" (see `Eraser.save_lora`), "weights" (see `save_weights`), "pipeline"
+    (whole, in its own dtype, the eraser in its weights; its file rece.json holds the provenance) or "eraser" (see
+    `Eraser.save`). rank: only of a LoRA. variant: only of a pipeline, a word in the file names ("fp16"), as
+    `save_pretrained` has it. dtype: of a LoRA (float32 by default) or of weights. about: keywords of `card`.
+    The folder is whole or not there, and never a mixture of two exports, see `files.replacing_folder`. The pipeline
+    is left as it was found.
     Raises ValueError naming the parameter, before anything is written, also if the pipeline was loaded from this
     folder; FileExistsError if the folder holds other files.
     """
@@ -122,7 +108,10 @@ def save_folder(
     for name, value in (("rank", rank), ("variant", variant), ("dtype", dtype)):
         if value is not None and kind not in own[name]:
             raise ValueError(f"{name} belongs to kind {' or '.join(own[name])}, not to {kind!r}")
-    with _replacing(folder, pipe) as made:
+    source = pipe.config.get("_name_or_path")
+    if source and Path(source).exists() and Path(source).resolve() == Path(folder).resolve():
+        raise ValueError(f"folder: the pipeline was loaded from {folder}: write to another folder")
+    with files.replacing_folder(folder) as made:
         if kind == "lora":
             eraser.save_lora(made, rank, pipe=pipe, dtype=dtype or torch.float32)
         elif kind == "weights":
@@ -174,16 +163,6 @@ def push_to_hub(
     except TransportError as error:  # is no OSError
         raise OSError(f"the hub cannot be reached, try again: {error}") from error
     return commit.commit_url
-
-
-@contextmanager
-def _replacing(folder: str | Path, pipe: DiffusionPipeline) -> Iterator[Path]:
-    """`files.replacing_folder` for any folder but the one that the pipeline was loaded from."""
-    source = pipe.config.get("_name_or_path")
-    if source and Path(source).exists() and Path(source).resolve() == Path(folder).resolve():
-        raise ValueError(f"folder: the pipeline was loaded from {folder}: write to another folder")
-    with files.replacing_folder(folder) as made:
-        yield made
 
 
 def _fill(folder: Path, eraser: Eraser, pipe: DiffusionPipeline, variant: str | None) -> None:

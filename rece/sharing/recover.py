@@ -1,4 +1,4 @@
-"""Other projects' files: reading edited weights, using them as they are, and recovering the map behind them.
+"""Other projects' files: reading edited weights, and recovering the map behind them.
 
 UCE saves the edited layers (safetensors), ESD the trained ones, RECE and ConceptPrune a whole UNet (a `.pt` pickle);
 a LoRA holds the change alone. If the edit is one matrix for all layers that read the prompt, as UCE's and RECE's are,
@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rece import families, files, layers, solver
-from rece.eraser import Eraser, origin
+from rece.eraser import LORA, Eraser, origin
 
 TOLERANCE = 0.05  # of recover: published code inverts in float32, which leaves about 0.01; training leaves 0.9
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 PREFIXES = ("unet.", "transformer.", "model.", "module.")
 WRAPPERS = ("state_dict", "model", "unet", "module")  # keys under which checkpoints hold their weights
 
@@ -31,8 +32,8 @@ class Recovered:
     """What `recover` found.
 
     eraser: the map that explains the file best. residual: |W' - W M|_F / |W' - W|_F over all layers that read the
-    prompt, the share of the edit that the map lacks (0 where nothing was changed). rounding: what the residual would
-    be if both the file's weights and the pipeline's were rounded ones of a map's. layers: one row per layer with
+    prompt, the share of the edit that the map lacks (0 where nothing was changed). rounding: the residual that
+    rounding alone would leave, if the file were an exact map's weights. layers: one row per layer with
     columns layer, path, residual, change (|W' - W|_F / |W|_F) and given (whether the file has the layer; one it lacks
     counts as unchanged). unexplained: names of weights that differ from the pipeline's and that no map of the prompt
     explains. unchanged: those equal to the pipeline's. exact: whether the map is the whole edit, up to the tolerance.
@@ -51,8 +52,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of a `.pt`, `.pth`, `.bin` or `.ckpt` pickle, by name, on the CPU.
 
     Of a pickle only tensors are read: nothing in it is run. One wrapping like {"state_dict": …} and a prefix that all
-    names share ("unet.", "model.") are taken off, and a warning says so. A LoRA's names (lora_A, lora_B) stay for
-    `recover` and `apply_weights` to merge.
+    names share ("unet.", "model.") are taken off, and a warning says so. A LoRA's names (lora_A, lora_B) stay.
     Raises FileNotFoundError, or ValueError in one line if the file is broken, holds anything but tensors, or has names
     of another layout (CompVis, kohya), or is a LoRA whose names lack the prefix without which diffusers ignores them.
     """
@@ -64,7 +64,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             weights = load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file: download it again ({error})") from None
-    elif path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
+    elif path.suffix in PICKLES:
         weights = _read_pickle(path)
     else:
         raise ValueError(f"{path} must be a .safetensors file or a .pt, .pth, .bin or .ckpt pickle")
@@ -75,7 +75,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             kind = type(weight).__name__
             raise ValueError(f"{path} holds {name!r}, a {kind}, where only tensors by name are expected")
         if not weight.is_floating_point() or not torch.isfinite(weight).all():
-            raise ValueError(f"{path}: {name} holds values that are not finite numbers")
+            raise ValueError(f"{path}: {name} must be floats, all of them finite")
     lora = any("lora" in name for name in weights)
     if any(name.startswith(("model.diffusion_model.", "diffusion_model.")) for name in weights):
         raise ValueError(
@@ -86,6 +86,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"{path} is a LoRA in another layout than <part>.<layer>.lora_A.weight: load it with "
             "pipe.load_lora_weights, and save it with pipe.save_lora_weights"
         )
+    if lora and any(name.startswith("text_encoder") for name in weights):
+        raise ValueError(f"{path} changes a text encoder too, as no eraser does: save the part of the UNet alone")
     lacking = [name for name in weights if lora and not name.startswith(("unet.", "transformer."))]
     if lacking:
         raise ValueError(
@@ -99,8 +101,18 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return weights
 
 
-def described(path: str | Path) -> tuple[bool, dict]:
-    """Whether a file is an eraser, and the provenance that a file of ours holds; {} of other files.
+def edit_file(word: str) -> Path | None:
+    """The file that a word names: an eraser, weights, or the LoRA in a folder. None if it is a concept."""
+    path = Path(word)
+    if (path / LORA).is_file():
+        return path / LORA
+    if path.is_dir() and (len(path.parts) > 1 or (path / "model_index.json").is_file()):
+        raise FileNotFoundError(f"{path} holds no {LORA}: give a LoRA's folder, or a file")
+    return path if path.suffix in (".safetensors", *PICKLES) else None
+
+
+def described(path: str | Path) -> tuple[str | None, dict]:
+    """The kind of edit that a file holds, see `Edit.kinds`, and the provenance; None and {} of other projects' files.
 
     Raises FileNotFoundError, or ValueError if a safetensors file is broken.
     """
@@ -108,14 +120,15 @@ def described(path: str | Path) -> tuple[bool, dict]:
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}")
     if path.suffix != ".safetensors":
-        return False, {}
+        return None, {}
     try:
         with safe_open(path, framework="pt") as file:
-            is_eraser, note = "map" in file.keys(), (file.metadata() or {}).get("rece", "{}")
-        provenance = json.loads(note)
+            note = file.metadata() or {}
+            kind = note.get("kind", "map" if "map" in file.keys() else None)
+        provenance = json.loads(note.get("rece", "{}"))
     except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a whole safetensors file: make it again ({error})") from None
-    return is_eraser, provenance if isinstance(provenance, dict) else {}
+    return kind, provenance if isinstance(provenance, dict) else {}
 
 
 def edited_layers(pipe: DiffusionPipeline, path: str | Path) -> dict[str, Tensor]:
@@ -124,28 +137,6 @@ def edited_layers(pipe: DiffusionPipeline, path: str | Path) -> dict[str, Tensor
     Raises ValueError on names that the model lacks, or on other shapes; and as `read_weights`.
     """
     return {name.removesuffix(".weight"): weight for name, weight in _matched(pipe, read_weights(path))[1].items()}
-
-
-def apply_weights(pipe: DiffusionPipeline, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copy a file's weights into the pipeline's UNet or transformer, in place and in its dtype, as they are.
-
-    Every name must be one of the model's, so a misspelt file cannot pass unnoticed. Returns the weights that were
-    there before, on the CPU: `apply_weights(pipe, previous)` undoes it to the bit.
-    Raises ValueError, and changes nothing, on unknown names, other shapes, values too large for the model's dtype, or
-    a pipeline that carries an eraser.
-    """
-    if layers.fused(pipe) is not None:
-        raise ValueError("the pipeline carries an eraser: remove it before loading weights")
-    own, weights = _matched(pipe, weights)
-    cast = {name: weight.detach().to(own[name].dtype) for name, weight in weights.items()}
-    for name, weight in cast.items():
-        if not torch.isfinite(weight).all():
-            raise ValueError(f"{name} is not finite in the model's {weight.dtype}: load the model in a wider dtype")
-    previous = {name: own[name].detach().to("cpu", copy=True) for name in weights}
-    with torch.no_grad():
-        for name, weight in cast.items():
-            own[name].copy_(weight)
-    return previous
 
 
 def recover(
@@ -247,11 +238,11 @@ def _matched(pipe: DiffusionPipeline, weights: dict[str, Tensor]) -> tuple[dict[
     own = dict(whole.state_dict()) | before
     if any(weight.is_meta for weight in own.values()):
         raise ValueError(f"the weights of {part} are not in memory: do this before any offload")
-    adapted, merged = sorted(name for name in weights if name.endswith(".lora_A.weight")), {}
-    for layer in (name.removesuffix(".lora_A.weight") for name in adapted):
+    merged = {}
+    for layer in sorted({name.rpartition(".lora_")[0] for name in weights if ".lora_" in name}):
         A, B = (weights.get(f"{layer}.lora_{x}.weight") for x in "AB")
         W = own.get(f"{layer}.weight")
-        if W is None or B is None or (B.shape[0], A.shape[1], B.shape[1]) != (*W.shape, A.shape[0]):
+        if W is None or A is None or B is None or (B.shape[0], A.shape[1], B.shape[1]) != (*W.shape, A.shape[0]):
             raise ValueError(f"{layer}: the LoRA does not fit {part}: it is of another model")
         alpha = weights.get(f"{layer}.alpha", torch.tensor(float(len(A)))).double()
         merged[f"{layer}.weight"] = W.detach().cpu().double() + alpha / len(A) * (B.double() @ A.double())

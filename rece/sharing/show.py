@@ -69,8 +69,8 @@ def _described(provenance: dict) -> list[tuple[str, str]]:
 
 def _text(value) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_text(one)}" for name, one in value.items())
+        return ", ".join(f"{name} {_text(one)}" for name, one in value.items()) or "none"
     if isinstance(value, list):
         more = f" … {len(value)} in all" if len(value) > 8 else ""
         return ", ".join(map(repr, value[:8])) + more or "none"
-    return "none" if value is None else str(value)
+    return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -174,7 +174,7 @@ def transferred(
 def rounded(pipe, edit: Edit, form: str) -> Weights:
     """The edit as it is shipped in another form of its weights of keys and values, back in the pipeline's own.
 
-    What else it changes stays as it is. form: one of FORMS. Whole numbers are per output channel and symmetric about 0.
+    What else it changes stays as it is. form: one of FORMS; whole numbers are per output channel, symmetric about 0.
     Raises ValueError for another form, TypeError if the edit changes no layer that reads the prompt.
     """
     if form not in FORMS:

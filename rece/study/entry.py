@@ -18,7 +18,6 @@ from types import SimpleNamespace
 import pandas as pd
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors import safe_open
 from transformers import CLIPTextModel
 
 from rece import attacks, methods
@@ -121,18 +120,11 @@ def read(pipe, file: Path) -> Edit:
         part, maker = PARTS[kind]
         own = dict(maker.from_pretrained(file, use_safetensors=True).named_parameters())
         return _difference(pipe, {f"{part}.{name}": one for name, one in own.items()}, file)
-    if file.suffix == ".safetensors" and _is_edit(file):
+    if recover.described(file)[0]:
         return Edit.load(file)
     own = recover.edited_layers(pipe, file)
     named = {f"unet.{name}{'' if name.endswith('.bias') else '.weight'}": one for name, one in own.items()}
     return _difference(pipe, named, file)
-
-
-def _is_edit(file: Path) -> bool:
-    """Whether a file is one that `Edit.save` wrote, and no LoRA or weights that hold an eraser's provenance."""
-    is_eraser, _ = recover.described(file)
-    with safe_open(file, framework="pt") as opened:
-        return is_eraser or "kind" in (opened.metadata() or {})
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from rece import attacks, files, layers, texts
 from rece.certificate import Certificate, certify, norm
 from rece.edits import Edit
-from rece.eraser import Eraser
+from rece.eraser import Eraser, targets
 from rece.images import generate
 from rece.study import plan, statistics
 
@@ -36,11 +36,15 @@ QUICK = {
 
 @dataclass
 class Evaluation:
-    """What was measured of an edit. results: a row per attack, with attack, budget, judge, threshold, n, successes,
-    rate, low, high (95 % Wilson). kept: a row per other text, with text, near (whether it is among the NEIGHBOURS
-    nearest), n, and the rates before and after. certificate: of a map, else None."""
+    """What was measured of an edit.
+
+    edit: its digest. results: a row per attack, with attack, budget, judge, threshold, n, successes, rate, low, high
+    (95 % Wilson). kept: a row per other text, with text, near (whether it is among the NEIGHBOURS nearest), n, and the
+    rates before and after. certificate: of a map, else None.
+    """
 
     concept: str
+    edit: str
     results: pd.DataFrame
     kept: pd.DataFrame
     certificate: Certificate | None
@@ -48,7 +52,7 @@ class Evaluation:
     def save(self, path: str | Path) -> None:
         """Write a JSON file, whole or not at all."""
         table = None if self.certificate is None else self.certificate.table
-        found = {"concept": self.concept} | {
+        found = {"concept": self.concept, "edit": self.edit} | {
             name: None if part is None else json.loads(part.to_json(orient="records"))
             for name, part in {"results": self.results, "kept": self.kept, "certificate": table}.items()
         }
@@ -61,7 +65,8 @@ class Evaluation:
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
             certificate = found["certificate"] and Certificate(pd.DataFrame(found["certificate"]), torch.empty(0, 0))
-            return cls(found["concept"], pd.DataFrame(found["results"]), pd.DataFrame(found["kept"]), certificate)
+            tables = pd.DataFrame(found["results"]), pd.DataFrame(found["kept"])
+            return cls(found["concept"], found["edit"], *tables, certificate)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is no file of rece evaluate ({type(error).__name__}: {error})") from None
 
@@ -108,19 +113,30 @@ def evaluate(
     victim = edit.copy_of(pipe)
     cases, about = _cases(judge, concept, templates, seeds), [{"name": concept, "words": [concept, *synonyms]}]
     asked, rows = (list(cases.prompt), list(cases.seed)), []
+    budgets = {
+        name: budget
+        for name, budget in budgets.items()
+        if (synonyms or name != "synonym") and not attacks.applies(name, victim if attacks.needs(name) else pipe)
+    }
+    if not budgets:
+        raise ValueError("attacks: none of them can be run on this edit (synonym needs synonyms): choose others")
     for name, budget in budgets.items():
-        if (name == "synonym" and not synonyms) or attacks.applies(name, victim if attacks.needs(name) else pipe):
-            continue
         own = budget | {key: value for key, value in drawing.items() if key in attacks.budget_items(name)}
         attempts = attacks.run(name, victim, *asked, original=pipe, concept=about, **own)
         images = generate(victim, attempts.prompts, attempts.seeds, embeds=attempts.embeds, progress=False, **drawing)
         hits = plan.hits(judge, judge.answers(images, cases), threshold)
-        note = {"attack": name, "budget": "quick" if budgets is QUICK else "own", "judge": judge.describe()["judge"]}
+        note = {
+            "attack": name,
+            "budget": "quick" if budget == QUICK.get(name) else "own",
+            "judge": judge.describe()["judge"],
+        }
         rows.append(statistics.success_rate(hits, **note, threshold=max(threshold, judge.threshold)))
     kept = [_kept(pipe, victim, judge, text, templates, seeds, threshold, drawing) for text in others]
-    made = certify(pipe, edit, concept, others=others or None) if isinstance(edit, Eraser) else None
+    made, target = None, targets(edit.provenance).get(concept, " ")
+    if isinstance(edit, Eraser):
+        made = certify(pipe, edit, concept, target=target, others=others or None)
     kept = pd.DataFrame([{"text": row["text"], "near": row["text"] in near} | row for row in kept])
-    return Evaluation(concept, pd.DataFrame(rows), kept, made)
+    return Evaluation(concept, edit.digest(), pd.DataFrame(rows), kept, made)
 
 
 def _templates(judge, concept: str) -> Sequence[str]:

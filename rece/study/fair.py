@@ -31,7 +31,8 @@ def halves(world: World, fair: dict) -> tuple[list[str], list[str]]:
     """The objects that are reported and those that numbers are chosen on, half of the world each, in seeded order.
 
     Reported are those of the section's `reported`, which the control never saw, and the members of categories. The
-    rest is drawn by the seed `split`, but not those in `seen`, on which numbers were chosen before; they come last where they are members.
+    rest is drawn by the seed `split`. Those in `seen`, on which numbers were chosen before, come last, so they are
+    reported only as members of categories.
     """
     fixed = {*fair["reported"], *(name for members in world.members.values() for name in members)}
     order = [str(name) for name in np.random.default_rng(fair["split"]).permutation(world.objects)]
