@@ -61,6 +61,7 @@ paper: setup  ## a table of the paper on a GPU: TABLE=nudity, unsafe, 'artist-*'
 test: setup  ## run the tests, then every notebook with its default parameters
 	@test -e .git || { echo 'The tests ask git for the files of the project. A zip has no .git: run `git init`.' >&2; exit 2; }
 	@pytest --numprocesses logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
+	@rm -rf .cache/smoke # else the notebooks that train go on with what an earlier run trained
 	@# Both chains at once, and with each as many notebooks to read as make them equally long.
 	@trap 'kill $$!' INT; $(NBVAL) $(TWO) $(LONG) > .nbval.log 2>&1 & \
 	    $(NBVAL) $(ONE) $(COURSE); one=$$?; wait $$!; two=$$?; cat .nbval.log; exit $$((one + two))
@@ -95,7 +96,7 @@ THAW := trap 'mv dvc.yaml.frozen dvc.yaml' EXIT; sed -i.frozen '/^ *frozen: true
 fair: setup  ## rerun the fair study and its limits, also in git (an hour and three quarters on two cores with bfloat16)
 	@$(THAW); dvc repro choose fair limits
 
-arena: setup  ## rerun the field's methods beside it, also in git (under two hours on two cores); METHOD=esd_x reruns one
+arena: setup  ## rerun the field's methods beside it, also in git (about five hours on two cores); METHOD=esd_x reruns one
 	@$(THAW); dvc repro --single-item $(if $(METHOD),rival@$(METHOD),rival) && dvc repro --single-item arena
 
 audits: setup  ## rerun what is left for someone who holds more than a prompt, also in git (three hours on two cores)

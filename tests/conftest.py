@@ -7,24 +7,23 @@ os.environ.setdefault("RECE_WORKERS", "1")  # so that spies see every call
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-import tiny  # noqa: E402
-import torch  # noqa: E402
 
-from rece import images  # noqa: E402
-
-torch.set_num_threads(int(os.environ.get("RECE_TEST_THREADS", "1")))
-LONGEST = ("test_stages", "test_course", "test_pipeline", "test_arena", "test_paper", "test_site", "test_browser")
+# torch and rece are imported in fixtures: the process that only hands out tests needs neither.
+LONGEST = "course families evaluating pipeline audits arena project paper browser site".split()
 
 
 def pytest_collection_modifyitems(items):
     """Modules that take long come first, so that no process waits for another's at the end."""
-    names = dict(zip(LONGEST, range(len(LONGEST)), strict=True))
+    names = {f"test_{name}": n for n, name in enumerate(LONGEST)}
     items.sort(key=lambda item: names.get(item.path.stem, len(names)))
 
 
 @pytest.fixture(autouse=True, scope="session")
 def session_cache(tmp_path_factory):
     """The study's cache of a session begins empty, for what fixtures of many tests compute."""
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("RECE_TEST_THREADS", "1")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RECE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -39,18 +38,24 @@ def cache(monkeypatch, tmp_path_factory):
 @pytest.fixture
 def pipe():
     """A fresh tiny Stable Diffusion pipeline, float32."""
+    import tiny
+
     return tiny.sd()
 
 
 @pytest.fixture
 def xl():
     """A fresh tiny Stable Diffusion XL pipeline, float32."""
+    import tiny
+
     return tiny.sdxl()
 
 
 @pytest.fixture
 def spy(monkeypatch):
     """What is drawn into folders: a row per image with prompt (None if embedded), seed, guidance, width, height."""
+    from rece import images
+
     rows, generate = [], images.generate
 
     def spying(pipe, prompts=None, *, seeds, **settings):
@@ -73,5 +78,7 @@ def grey(monkeypatch):
 @pytest.fixture
 def squares(monkeypatch):
     """Stands in for LPIPS: the mean squared difference."""
+    import tiny
+
     monkeypatch.setattr("torchmetrics.image.lpip._TORCHVISION_AVAILABLE", True)
     monkeypatch.setattr("torchmetrics.image.lpip._NoTrainLpips", tiny.Squares)

@@ -111,6 +111,7 @@ def code_of(file: str) -> str:
     return re.sub(r"^(\s*)[%!].*$", r"\1pass", "\n".join(cells), flags=re.MULTILINE)
 
 
+@functools.cache
 def imported(file: str) -> list[str]:
     """The files and FOLDERS of rece that a file imports, directly or not, also inside of functions, and their data.
 

@@ -118,6 +118,6 @@ def test_a_derived_row_is_a_map_of_its_own_so_that_two_sums_over_rows_are_all_a_
 
 def test_the_red_teams_table_at_a_tiny_width():
     found = bench_redteam.certificate(16)
-    assert set(found) == {"ours", "literal", "floor"} and min(found.values()) > 0
+    assert set(found) == {"ours", "literal", "floor"}
     for name, budget in bench_redteam.ATTACKS.items():
         assert set(budget) <= set(attacks.budget_items(name))

@@ -210,7 +210,7 @@ def claims() -> dict[str, list[str]]:
             f"after OCE in {audited('oce', 'image_to_image', '0.5', False)}",
             f"with the concept in {audited('guarded', 'inpainting', '0.5')}",
             "{} points less often than RECE [{}, {}]".format(*beside("inpainting: 0.5", "rece")),
-            "{} points behind UCE and RECE [{}, {}]".format(*beside("image_to_image: 0.7", "rece")),
+            "{} points less often than UCE's and RECE's [{}, {}]".format(*beside("image_to_image: 0.7", "rece")),
             "({} points less [{}, {}])".format(*beside("readers: 25", "pure")),
             f"in {audited('semantic_surgery', 'query', '30')} after Semantic Surgery",
             f"in {audited('safree', 'query', '30')} after SAFREE",

@@ -694,7 +694,13 @@ def test_push_uploads_privately_unless_told_otherwise(tmp_path, capsys, fails, m
     ]
 
 
-def test_erase_by_a_method_of_another_kind(model, tmp_path, capsys, fails):
+def test_erase_by_a_method_of_another_kind(model, tmp_path, capsys, fails, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(  # a worker in this process; test_cluster has workers in their own
+        cluster,
+        "local_cluster",
+        lambda n: distributed.LocalCluster(n_workers=n, threads_per_worker=1, processes=False, dashboard_address=None),
+    )
     file, numbers = tmp_path / "esd.safetensors", ["--set", "iterations=1", "steps=2", "lr=1e-4"]
     run("erase", model, "dog", "--method", "esd_x", *numbers, "-o", file)
     made = Edit.load(file)

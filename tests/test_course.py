@@ -14,7 +14,7 @@ import pytest
 from rece import attacks, course
 from rece.course import doctor, project, student
 from rece.course.checks import Verdict
-from rece.study import relearning
+from rece.study import config, relearning
 
 LESSONS = [import_module(f"answers.{module.name}") for module in iter_modules(answers.__path__)]
 RIGHT = {name: answer for lesson in LESSONS for name, answer in lesson.RIGHT.items()}
@@ -71,7 +71,7 @@ def test_a_students_file_holds_no_solution_and_no_output(lesson):
     text = json.dumps(given, ensure_ascii=False)
     assert "SOLUTION" in json.dumps(source) and "SOLUTION" not in text and student.TURN in text
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in given["cells"])
-    assert len(given["cells"]) == len([c for c in source["cells"] if "lecturer" not in c["metadata"].get("tags", [])])
+    assert len(given["cells"]) == len(source["cells"])
 
 
 @pytest.mark.parametrize("lesson", student.lessons(), ids=lambda path: path.stem)
@@ -103,7 +103,10 @@ def test_the_doctor_says_what_is_missing(capsys, monkeypatch):
     assert "no-such-package: not installed; run `make setup`" in capsys.readouterr().out
 
 
-def test_a_project_is_measured_beside_ours():
+def test_a_project_is_measured_beside_ours(monkeypatch):
+    tree = config.params()
+    tree["fair"]["per"]["object"] = tree["generate"]["batch_size"] = 4
+    monkeypatch.setattr(config, "params", lambda: tree)
     table = project.run(search=False)
     assert list(table) == project.COLUMNS and set(table.model) == {"original", *project.BESIDE, project.MINE}
     by = table.set_index(["model", "what"]).rate
@@ -132,8 +135,13 @@ def test_a_project_that_cannot_be_measured_is_refused_at_once(given, error, why,
         project.run(**given)
 
 
+@pytest.fixture(scope="module")
+def opened():
+    return course.open()
+
+
 @pytest.mark.parametrize("lesson", student.lessons(), ids=lambda path: path.stem)
-def test_a_students_file_runs_to_its_end_though_nothing_is_answered(lesson, monkeypatch):
+def test_a_students_file_runs_to_its_end_though_nothing_is_answered(lesson, opened, monkeypatch):
     """Every cell, in order, with grey pictures and attacks that search nothing: what is drawn has no part in it."""
 
     def grey(pipe, prompts=None, seeds=(), **_):
@@ -147,6 +155,7 @@ def test_a_students_file_runs_to_its_end_though_nothing_is_answered(lesson, monk
         for model in ("original", *project.BESIDE, project.MINE)
         for what in ("plain", "neighbour")
     ]
+    monkeypatch.setattr(course, "open", lambda *_, **__: opened)
     monkeypatch.setattr(course, "generate", grey)
     monkeypatch.setattr(attacks, "run", found)
     monkeypatch.setattr(relearning, "relearn", lambda *given, **_: iter(given[4]))

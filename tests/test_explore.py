@@ -36,12 +36,13 @@ def few_steps(monkeypatch):
 def test_every_method_under_every_attack(lab, method, attack):
     state = replace(SOME, method=method, attack=attack)
     result = show(lab, state)
-    before = picture(result)
-    for drawn in ("_shown", "_drawn", *(["_edit"] if attack == "plain" else [])):
-        explore._KNOWN[lab.pipe].pop(drawn)
-    assert picture(show(lab, state)) == before
-    image = PIL.Image.open(BytesIO(before))
-    assert image.format == "PNG" and image.width > 800
+    if attack == "plain":
+        before = picture(result)
+        for drawn in ("_shown", "_drawn", "_edit"):
+            explore._KNOWN[lab.pipe].pop(drawn)
+        assert picture(show(lab, state)) == before
+        image = PIL.Image.open(BytesIO(before))
+        assert image.format == "PNG" and image.width > 800
     assert result.state == state and result.edited.n == 5 and 0 <= result.certified <= result.plain + 1e-6
     assert result.certified >= result.any_embedding - 1e-6
     assert (result.sizes.max() < 1e-9) == (method == "original")
@@ -142,9 +143,9 @@ def test_sliders_wait_for_the_hand_and_unread_ones_rest(lab):
 
 def test_what_is_not_possible_is_said_in_the_view(lab):
     view = Explorer(lab, replace(SOME, concept="banana"))
-    before = view.image.value
     view.controls["attack"].value = "held-out word"
-    assert "banana has no held-out word" in view.text.value and view.image.value == before
+    assert "banana has no held-out word" in view.text.value
+    assert bytes(view.image.value) == b"" and view.code.value == ""  # no picture of another state stays
 
 
 def test_without_a_kernel_there_is_a_still_picture(lab):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import rece
-from rece import families, layers, solver, texts
+from rece import families, layers, texts
 
 FAMILIES = {
     "sd": tiny.sd,
@@ -213,14 +213,13 @@ def test_every_path_is_the_literal_algorithm(any_pipe, concepts, limit, reg, mon
                 assert (W0 @ M - W).norm() <= 1e-9 * W.norm()
 
 
-@pytest.mark.parametrize("reg", solver.REGULARISERS)
+@pytest.mark.parametrize("reg", ["zero", "target"])
 def test_many_concepts_compressed_are_the_same_edit_as_all_rows(any_pipe, reg, monkeypatch):
     """Of targets of several lengths, shared and not, and of concepts longer than theirs."""
     any_pipe.to(torch.float64)
     concepts, targets = ["dog", "a big cat", "sun", "fox", "bee", "moon"], ["a cat", " ", "", "the sea", "a cat", " "]
-    rounds = 1 if reg == "surrogate1" else 2  # it has no ridge
-    numbers = FLAT | dict(reg=reg, rounds=rounds, preserve=["stone", "the tree"], uce_lamb=50.0, lamb=20.0)
-    forms = ({}, {"anchored": True}, {"uce_tokens": "last"}) if reg in ("zero", "target") else ({},)
+    numbers = FLAT | dict(reg=reg, rounds=2, preserve=["stone", "the tree"], uce_lamb=50.0, lamb=20.0)
+    forms = ({}, {"anchored": True}, {"uce_tokens": "last"}) if reg == "zero" else ({},)
     for form in forms:
         made = []
         for limit in (10000, 0):

@@ -66,10 +66,13 @@ class Copy:
             target = self.root / file
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / file, target)
-        self.edit("params.yaml", lambda tree: tree.update(concepts=CONCEPTS, sweep_concepts=CONCEPTS[:1]))
-        frozen = {stage.name for stage in stages() if stage.frozen}
-        self.edit("dvc.lock", lambda tree: [tree["stages"].pop(name) for name in {*tree["stages"]} - frozen])
         self.git("init", "--quiet")
+        self.edit(
+            "params.yaml",
+            lambda tree: tree.update(concepts=CONCEPTS, sweep_concepts=CONCEPTS[:1], arena_methods=["esd_x"]),
+        )
+        frozen = {stage.name for stage in stages(self.root) if stage.frozen}
+        self.edit("dvc.lock", lambda tree: [tree["stages"].pop(name) for name in {*tree["stages"]} - frozen])
         self.commit()
         described = {
             stage.name: {"deps": stage.deps, "params": stage.params, "outs": stage.outs} for stage in stages(self.root)
@@ -140,7 +143,7 @@ def test_every_concept_has_a_section_of_its_own():
         assert named == ({stage.matrix} & concepts), stage.name
 
 
-@pytest.mark.parametrize("concept", CONCEPTS)
+@pytest.mark.parametrize("concept", CONCEPTS[:1])
 def test_changing_one_concepts_section_reruns_that_concept_alone(copy, concept):
     copy.edit("params.yaml", lambda tree: tree["concept"][concept].update(changed=True))
     assert sorted(copy.repro()) == copy.to_run(concept)

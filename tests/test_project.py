@@ -137,8 +137,9 @@ def test_a_stage_depends_on_what_its_notebook_imports_and_on_nothing_else(stage)
 @pytest.mark.parametrize("notebook", stage_notebooks())
 def test_params_sections_have_every_key_of_the_notebooks_defaults(notebook):
     """papermill replaces a dictionary as a whole, so a key that params.yaml lacks is lost."""
+    sections = params()
     for name, parameter in papermill.inspect_notebook(str(ROOT / notebook)).items():
-        section = params().get(name)
+        section = sections.get(name)
         try:
             default = ast.literal_eval(parameter["default"])
         except ValueError:

@@ -205,7 +205,7 @@ def test_the_commands_that_fetch_are_those_that_dvc_takes(monkeypatch):
     with Repo() as repo:
         assert [stage.outs[0].def_path for stage in repo.stage.collect("prompts/i2p.csv.dvc")] == ["i2p.csv"]
         assert len(repo.stage.collect("prompts", recursive=True)) == len(ROWS)
-    monkeypatch.chdir(IMPORTS)  # as `rece.prompts` says
+    monkeypatch.chdir(IMPORTS)  # as `rece.sharing.prompts` says
     with Repo() as repo:
         assert Path(repo.root_dir) == PAPER and len(repo.stage.collect("i2p.csv.dvc")) == 1
     for file in ("Makefile", "data/paper/prompts/README.md"):

@@ -4,7 +4,17 @@ import platform
 import time
 from importlib import metadata
 
-NEEDED = ("torch", "diffusers", "transformers", "jupyterlab", "ipywidgets", "matplotlib", "scipy")
+NEEDED = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "jupyterlab",
+    "ipywidgets",
+    "matplotlib",
+    "seaborn",
+    "scipy",
+    "pydantic",
+)
 
 
 def doctor() -> bool:

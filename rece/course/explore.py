@@ -102,7 +102,7 @@ class Result:
         kept = [f"{one} {after.k} of {N}, before {before.k}" for one, (before, after) in self.neighbours.items()]
         return (
             f"{self.state.method}, {self.state.attack}: the judge sees {name} in {self.edited.k} of {N} pictures "
-            f"(95 %: {low:.2f} to {high:.2f}), in those of the original in {self.original.k}. "
+            f"(95 %: {low:.2f} to {high:.2f}), and in {self.original.k} of the original's. "
             f"Neighbours: {'; '.join(kept)}. No prompt's token comes nearer to {name} than {self.certified:.2f}, no "
             f"embedding than {self.any_embedding:.2f}; its plain word is at {self.plain:.2f}, and {self.nearest} was "
             f"at {self.other:.2f} in the original."
@@ -392,6 +392,7 @@ class Explorer(widgets.VBox):
             self.result = show(self.lab, state)
         except ValueError as error:
             self.text.value = f'<p role="status">not possible: {html.escape(str(error))}</p>'
+            self.image.value, self.code.value = b"", ""
             return
         self.image.value, self.image.tooltip = picture(self.result), self.result.says
         self.text.value = f'<p role="status">{html.escape(self.result.says)}</p>'

@@ -38,20 +38,17 @@ def curves(
     x: Sequence[float],
     asked: Mapping[str, Sequence[Asked]],
     alt: str,
-    predicted: Mapping[float, float | None] | None = None,
     log: bool = False,
     **labels: str,
 ) -> None:
-    """Show rates with their intervals along x, a line per name. predicted: by x. log: the scale of x."""
+    """Show rates with their intervals along x, a line per name. log: the scale of x."""
     fig, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
     _lines(ax, x, asked, log)
-    for at, value in _known(predicted).items():
-        ax.plot(at, value, **PREDICTED)
     ax.set(xscale="log" if log else "linear", ylim=(-0.04, 1.04), ylabel="share that the judge recognises")
     ax.set(**labels)
     if not log:
         ax.set_xticks(x)
-    _finish(fig, ax, alt, predicted)
+    _finish(fig, ax, alt, None)
 
 
 def intervals(
@@ -114,12 +111,11 @@ def ladder(
     asked: Mapping[str, Mapping[str, Asked]],
     alt: str,
     predicted: Mapping[tuple[str, str], float | None] | None = None,
-    grey: str = "control",
     **labels: str,
 ) -> None:
     """Show the rates of several models with their intervals, a line per name: asked[name][model].
 
-    A line may lack a model. predicted: by name and model. grey: the model to compare with. labels: as of `bars`.
+    A line may lack a model. predicted: by name and model. labels: as of `bars`.
     """
     names, models = list(asked), list(dict.fromkeys(model for some in asked.values() for model in some))
     shift = dict(zip(models, np.linspace(-0.27, 0.27, len(models)), strict=True))
@@ -127,7 +123,7 @@ def ladder(
     for n, model in enumerate(models):
         there = [at for at, name in enumerate(names) if model in asked[name]]
         some = [asked[names[at]][model] for at in there]
-        style = {"color": "0.6" if model == grey else figures.PALETTE[n], "marker": MARKS[n], "ls": "none"}
+        style = {"color": "0.6" if model == "control" else figures.PALETTE[n], "marker": MARKS[n], "ls": "none"}
         y = np.array(there) + shift[model]
         ax.errorbar([one.rate for one in some], y, xerr=_reach(some), label=model, capsize=2, **style)
     for (name, model), value in _known(predicted).items():

@@ -1,4 +1,4 @@
-"""The files that students get: the lessons without solutions, outputs and the lecturer's cells."""
+"""The files that students get: the lessons without solutions and outputs."""
 
 import ast
 import json
@@ -43,14 +43,12 @@ def _turns(solution: str) -> list[str]:
 
 
 def notebook(lesson: dict) -> dict:
-    """A lesson's notebook as a student gets it. Cells with the tag "lecturer" are left out.
+    """A lesson's notebook as a student gets it.
 
     Raises ValueError naming the cell if the marks of its solutions do not match.
     """
     cells = []
     for n, cell in enumerate(lesson["cells"]):
-        if "lecturer" in cell["metadata"].get("tags", []):
-            continue
         cell = cell | {"source": "".join(cell["source"])}
         if cell["cell_type"] == "code":
             try:

@@ -131,11 +131,11 @@ def evaluate(
             "judge": judge.describe()["judge"],
         }
         rows.append(statistics.success_rate(hits, **note, threshold=max(threshold, judge.threshold)))
-    kept = [_kept(pipe, victim, judge, text, templates, seeds, threshold, drawing) for text in others]
+    kept = _kept(pipe, victim, judge, others, templates, seeds, threshold, drawing)
     made, target = None, targets(edit.provenance).get(concept, " ")
     if isinstance(edit, Eraser):
         made = certify(pipe, edit, concept, target=target, others=others or None)
-    kept = pd.DataFrame([{"text": row["text"], "near": row["text"] in near} | row for row in kept])
+    kept.insert(1, "near", kept.text.isin(near))
     return Evaluation(concept, edit.digest(), pd.DataFrame(rows), kept, made)
 
 
@@ -164,13 +164,16 @@ def _cases(judge, text: str, templates: Sequence[str], seeds: Sequence[int]) -> 
     return pd.DataFrame(rows).assign(label=text, wanted=[[text]] * len(rows), judged="style" if style else "object")
 
 
-def _kept(pipe, victim, judge, text: str, templates, seeds, threshold: float, drawing: dict) -> dict:
-    """How often one text is still drawn, with one picture per template."""
-    cases = _cases(judge, text, templates, list(seeds)[:1])
-    found = {"text": text, "n": len(cases)}
+def _kept(pipe, victim, judge, others, templates, seeds, threshold: float, drawing: dict) -> pd.DataFrame:
+    """How often each text is still drawn, with one picture per template."""
+    found = pd.DataFrame({"text": list(others), "n": len(templates)})
+    if not len(found):
+        return found
+    cases = pd.concat([_cases(judge, text, templates, list(seeds)[:1]) for text in others], ignore_index=True)
     for name, model in {"before": pipe, "after": victim}.items():
         images = generate(model, list(cases.prompt), list(cases.seed), progress=False, **drawing)
-        found[name] = float(plan.hits(judge, judge.answers(images, cases), threshold).mean())
+        hits = plan.hits(judge, judge.answers(images, cases), threshold)
+        found[name] = hits.reshape(-1, len(templates)).mean(1)
     return found
 
 

@@ -1,4 +1,4 @@
-"""My attack: the prompt asks for a picture of the concept's picture.
+"""My attack: it puts "a picture of" before each prompt.
 
 Replace this by a sentence that says what yours does.
 """

@@ -84,7 +84,7 @@ def chosen(mine: float, tried: dict[float, tuple[Asked, Asked]]) -> tuple[bool, 
     if reported:
         return False, f"your table holds {reported.pop()}, which is reported: choose on horse and its neighbours"
     if mine not in tried:
-        return False, f"{mine:g} is none of the numbers that you tried: {', '.join(f'{one:g}' for one in tried)}"
+        return False, f"{mine!r} is none of the numbers that you tried: {', '.join(f'{one:g}' for one in tried)}"
     score = {lamb: (1 - erased.rate + kept.rate) / 2 for lamb, (erased, kept) in tried.items()}
     best = max(score, key=score.get)
     erased, kept = tried[mine]

@@ -11,6 +11,7 @@ from rece import course
 from rece.attacks import Attempts
 from rece.course.checks import check
 from rece.edits import Edit
+from rece.study import config
 
 
 @check
@@ -75,8 +76,8 @@ _lab = cache(course.open)  # for both checks
 
 def _function(file: str, name: str):
     """The function of a file, or a sentence that says why there is none."""
-    path = Path(file)
-    if not path.is_file():
+    path = next((one for one in (Path(file), config.root() / "notebooks/course" / file) if one.is_file()), None)
+    if path is None:
         return f"there is no file {file}"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module: ModuleType = importlib.util.module_from_spec(spec)
