@@ -1,7 +1,9 @@
-"""The three frozen stages that make Emoji Diffusion: dataset, pretrain, judge. Each resumes where it was stopped."""
+"""The four frozen stages that make Emoji Diffusion: dataset, pretrain, judge, control. Each resumes where it was
+stopped, and none takes what other settings made: files are named by a digest of theirs."""
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,17 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from rece.emoji import images, text, train, world
 from rece.emoji.world import World
+from rece.images import fingerprint
 from rece.images import generate as draw
 from rece.judges.embedded import Judge
+from rece.study.cache import digest
 
 SIDE = 64  # px
+
+
+def place(cache: Path, settings: dict) -> Path:
+    """The folder in `cache` for what these keywords of `dataset` make of the world's words."""
+    return Path(cache) / digest([settings, asdict(world.load(first=settings.get("objects"))), SIDE])
 
 
 def dataset(
@@ -27,7 +36,7 @@ def dataset(
     seed: int = 0,
 ) -> pd.DataFrame:
     """Make what training reads, in `folder` (about 300 MB); what is there already is kept. Returns the drawings'
-    sources.
+    sources. Other settings need another folder, see `place`.
 
     packages: where the icon packages are or are fetched to; by default inside `folder`. objects: only the first ones.
     bank.npy: (objects, styles, variants, 64, 64, 3) uint8 augmented drawings; phrases.json: the student's reading;
@@ -93,10 +102,11 @@ def pretrain(
     """Train text encoder, VAE and UNet for `minutes` each ({"text", "vae", "unet"}) and write the pipeline to `out`:
     stock classes, fp16 safetensors.
 
-    folder: what `dataset` made. Checkpoints go there too, so that a stopped run resumes.
+    folder: what `dataset` made. Checkpoints go there too, so that a stopped run with these minutes and seed resumes.
     """
     folder, out = Path(folder), Path(out)
-    the_world, bank, runs = world.load(first=objects), np.load(folder / "bank.npy"), folder / "checkpoints"
+    the_world, bank = world.load(first=objects), np.load(folder / "bank.npy")
+    runs = folder / "checkpoints" / digest([minutes, seed])
     pictures = bank.reshape(-1, *bank.shape[3:])
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     reading = json.loads((folder / "phrases.json").read_text())
@@ -139,7 +149,8 @@ def control(
     unknown = sorted(set(without) - {*the_world.objects, *the_world.styles})
     if unknown:
         raise ValueError(f"without: {unknown[0]!r} is no object and no style of data/concepts.yaml")
-    parts = (pipe.tokenizer, pipe.text_encoder, pipe.vae, folder / "checkpoints" / "control.pt")
+    run = digest([fingerprint(pipe), sorted(without), minutes, seed])
+    parts = (pipe.tokenizer, pipe.text_encoder, pipe.vae, folder / "checkpoints" / f"control-{run}.pt")
     model = unet(the_world, np.load(folder / "bank.npy"), *parts, minutes, seed=seed, without=without)
     model.to(torch.float16).save_pretrained(out, safe_serialization=True)
 
@@ -149,7 +160,7 @@ def judge(
 ) -> Judge:
     """Train the judge on all but the last `held_out` variants of every drawing and write it to `out`."""
     the_world, bank = world.load(first=objects), np.load(Path(folder) / "bank.npy")
-    checkpoint = Path(folder) / "checkpoints" / "judge.pt"
+    checkpoint = Path(folder) / "checkpoints" / f"judge-{digest([minutes, held_out, seed])}.pt"
     model = train.train_judge(bank[:, :, :-held_out], the_world.objects, the_world.styles, checkpoint, minutes, seed)
     model.save(out)
     return Judge.load(out)

@@ -1,7 +1,8 @@
 """The arena: the field's methods on the fair study's groups, prompts, seeds, attacks and preserved names.
 
 The methods of the fair study have their rows from there. A further one, a rival, has its numbers chosen by the same
-rule on validation groups, and is then measured on the first groups of each kind.
+rule on validation groups, and is then measured on the first groups of each kind. Their numbers are chosen on two
+objects and one group of five, ours on six and two; where numbers tie, the first is taken.
 """
 
 import json
@@ -37,8 +38,8 @@ def rival(sources: dict, method: str, plan_of: dict, arena: dict, generate: dict
     sources: model and judge, folders of the checkout. plan_of: the section `fair`. budgets: of attacks, see
     `experiment.budgets`. client: of a Dask cluster that computes the edits and what they do, or None for this machine;
     its workers see the checkout and the cache under the same paths, and best have one thread and one GPU each.
-    Images: as of `fair.run`. Edits: group, method, numbers, size, guarded, and COST, see `measures`. Choice: a row per
-    edit that was tried, as `fair.scores`.
+    Images: as of `fair.run`. Edits: group, method, preserve, numbers, kind, size, guarded, and COST, see `measures`.
+    Choice: a row per edit that was tried, as `fair.scores`.
     """
     world = loaded(**sources)[2]
     how = (sources, plan_of, generate)
@@ -46,8 +47,8 @@ def rival(sources: dict, method: str, plan_of: dict, arena: dict, generate: dict
     points = [plan.merged(arena["given"][method], numbers) for numbers in tried(arena["grid"][method])]
     jobs = [(name, group, method, numbers) for numbers in points for name, group in validation.items()]
     by = {attack: budgets[attack] for attack in fair.CHOSEN_BY}
-    found = _computed(partial(_one, *how, by), jobs, f"{method}: numbers", client)
-    choice = fair.scores(pd.concat([images for images, _ in found], ignore_index=True))
+    found = _computed(partial(_images, *how, by), jobs, f"{method}: numbers", client)
+    choice = fair.scores(pd.concat(found, ignore_index=True))
     choice["size"] = choice.group.map({name: group["size"] for name, group in validation.items()})
     best = fair.choose(choice)
     groups = fair.first(fair.groups(world, plan_of), arena["groups"])
@@ -96,14 +97,17 @@ def tried(grids: list[dict]) -> list[dict]:
     return [numbers for _, numbers in fair.grid({"grid": {"one": grids}}, {"one": {}})]
 
 
-def _one(sources, plan_of, generate, budgets, job) -> tuple[pd.DataFrame, dict]:
-    (pipe, judge, world), (_, group, method, numbers) = loaded(**sources), job
-    edit = made(pipe, world, group, method, numbers)
-    victim = edit.copy_of(pipe)
+def _images(sources, plan_of, generate, budgets, job) -> pd.DataFrame:
+    (pipe, judge, world), (name, group, method, numbers) = loaded(**sources), job
+    victim = made(pipe, world, group, method, numbers).copy_of(pipe)
     own = {one: budget for one, budget in budgets.items() if not attacks.applies(module(one, budget), victim)}
-    images = fair.measured(pipe, victim, judge, world, group, plan_of, generate, own)
-    row = _row(pipe, victim, edit, world, generate, job)
-    return images.assign(**{key: row[key] for key in ("group", "method", "preserve", "numbers")})[fair.COLUMNS], row
+    table = fair.measured(pipe, victim, judge, world, group, plan_of, generate, own)
+    return table.assign(group=name, method=method, preserve=SETTING, numbers=json.dumps(numbers))[fair.COLUMNS]
+
+
+def _one(sources, plan_of, generate, budgets, job) -> tuple[pd.DataFrame, dict]:
+    pipe, _, world = loaded(**sources)
+    return _images(sources, plan_of, generate, budgets, job), _row(pipe, world, generate, job)
 
 
 def costs(model: str, plan_of: dict, arena: dict, generate: dict, validation: pd.DataFrame) -> pd.DataFrame:
@@ -118,18 +122,14 @@ def costs(model: str, plan_of: dict, arena: dict, generate: dict, validation: pd
         for method in dict.fromkeys(method for method, *_ in chosen)
         for name, group in groups.items()
     ]
-
-    def one(job) -> dict:
-        edit = made(pipe, world, *job[1:])
-        return _row(pipe, edit.copy_of(pipe), edit, world, generate, job)
-
-    return pd.DataFrame(cells(one, jobs, "costs"))
+    return pd.DataFrame(cells(partial(_row, pipe, world, generate), jobs, "costs"))
 
 
-def _row(pipe, victim, edit: Edit, world: World, generate: dict, job) -> dict:
+def _row(pipe, world: World, generate: dict, job) -> dict:
     name, group, method, numbers = job
+    edit = made(pipe, world, group, method, numbers)
     row = {"group": name, "method": method, "preserve": SETTING, "numbers": json.dumps(numbers), "kind": group["kind"]}
-    return row | {"size": group["size"], **measures(pipe, victim, edit, world, group, generate)}
+    return row | {"size": group["size"], **measures(pipe, edit.copy_of(pipe), edit, world, group, generate)}
 
 
 def made(pipe, world: World, group: dict, method: str, numbers: dict) -> Edit:

@@ -1,6 +1,7 @@
 """Auditing: every method's model under audits, beside the original and a model that never saw the concept."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 
 import pandas as pd
@@ -25,9 +26,7 @@ FORMS = ("float32", "float16", "bfloat16", *WHOLE)
 
 def groups(world: World, plan_of: dict, without: list[str], n: int) -> dict:
     """The first n single objects of the fair study that a model trained without these never saw."""
-    found = fair.groups(world, plan_of)
-    found = {name: group for name, group in found.items() if set(group["erase"]) <= set(without)}
-    return fair.first(found, {"object": n})
+    return fair.first(fair.unseen(world, fair.groups(world, plan_of), without), {"object": n})
 
 
 def run(
@@ -49,7 +48,7 @@ def _one(pipe, control, judge, world, chosen, section, plan_of, generate, job) -
     cases = plan.cases(world, group, section["n"], plan_of["seed"] + 30_000)
     asked = list(cases.prompt), list(map(int, cases.seed))
     victim = model(pipe, control, world, chosen, job)
-    decides = [cache.weights(victim), cache.weights(pipe), judge.describe(), group, *asked, generate]
+    decides = [asdict(world), cache.weights(victim), cache.weights(pipe), judge.describe(), group, *asked, generate]
 
     def tried(audit: str, settings: dict) -> pd.DataFrame:
         own = settings | further(audit, pipe, judge, world, group, cases)
@@ -128,7 +127,7 @@ def relearnt(model, pipe, world: World, group: dict, asked: tuple, settings: dic
         shown = plan.others(world, group, lessons, 50_000)
     how = {name: settings[name] for name in ("learn", "lr", "batch_size")}
     taught = list(shown.prompt), list(map(int, shown.seed))
-    for done in relearn(model, pipe, *taught, settings["steps"], generate_as=generate | {"progress": False}, **how):
+    for done in relearn(model, pipe, *taught, settings["steps"], generate=generate | {"progress": False}, **how):
         with torch.no_grad():
             yield done, pictures(model, *asked, **generate, progress=False)
 

@@ -11,6 +11,7 @@ import json
 import os
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -18,7 +19,8 @@ from diffusers import DiffusionPipeline
 
 import rece
 from rece import families, layers
-from rece.images import fingerprint
+from rece.edits import CARRIED, Hooks
+from rece.images import bfloat16, fingerprint
 from rece.study import config
 
 CODE = Path(rece.__file__).parents[1]  # the folder that `rece` is in
@@ -52,18 +54,29 @@ def imported(source: str) -> set[str]:
 @cache
 def code(module: str) -> str:
     """A digest of what a module computes with: its source and all of rece that it imports, the versions of the
-    libraries, and the vector instructions of the processor."""
-    source = (CODE / module.replace(".", "/")).with_suffix(".py").read_text()
+    libraries, and what the processor and the GPU can do."""
+    source = Path(find_spec(module).origin).read_text()
     files = {file: (CODE / file).read_text() for file in imported(source)}
-    versions = {name: metadata.version(name) for name in ("torch", "diffusers", "transformers")}
-    return digest([source, sorted(files.items()), versions, torch.backends.cpu.get_cpu_capability()])
+    versions = {name: metadata.version(name) for name in ("torch", "diffusers", "transformers", "peft")}
+    device = [torch.backends.cpu.get_cpu_capability(), bfloat16(torch.device("cpu"), "auto")]
+    device += [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    return digest([source, sorted(files.items()), versions, device])
 
 
 def weights(pipe: DiffusionPipeline) -> dict:
-    """What a pipeline is, see `images.fingerprint`, with the map that it carries and the number of threads."""
+    """What a pipeline is, see `images.fingerprint`, with the map and the hooks that it carries and the number of
+    threads."""
     maps = [layers.fused(pipe, path) for path in families.paths(pipe)]
     carried = [None if map is None else hashlib.sha256(map.numpy().tobytes()).hexdigest() for map in maps]
-    return {**fingerprint(pipe), "maps": carried, "device": str(pipe.device), "threads": torch.get_num_threads()}
+    more = {"maps": carried, "device": str(pipe.device), "threads": torch.get_num_threads()}
+    return {**fingerprint(pipe), **more, **hooks(pipe)}
+
+
+def hooks(pipe: DiffusionPipeline) -> dict:
+    """The code of the hooks that a pipeline carries, whose tensors alone are among its weights; {} if it has none."""
+    edits = [getattr(part, CARRIED).edit for part in pipe.components.values() if hasattr(part, CARRIED)]
+    found = [code(f"rece.methods.{edit.rule}") for edit in edits if isinstance(edit, Hooks)]
+    return {"hooks": found} if found else {}
 
 
 def digest(content) -> str:

@@ -26,7 +26,7 @@ from rece import loading
 
 
 class Loader(yaml.SafeLoader):
-    """YAML as DVC reads it, version 1.2: 1e-3 is a number, and no key stands twice."""
+    """YAML in which, as in DVC's, 1e-3 is a number and no key stands twice."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -120,7 +120,7 @@ class Sweep(Section):
 
 
 class Fair(Section):
-    """The fair study, see `rece.study.fair`: per and kept are numbers of prompts, groups and validation of groups.
+    """The fair study, see `rece.study.fair`. per, kept: how many prompts. groups, validation: how many groups.
 
     split: the seed that divides the objects. seed: that of prompts and noise.
     """
@@ -138,7 +138,7 @@ class Fair(Section):
 
 
 class Limits(Section):
-    """The numbers of `rece.study.ablation` and `rece.study.relearning`."""
+    """The numbers of `rece.study.ablation` and `rece.study.relearning`; tried: see `rece.study.spending`."""
 
     object: PositiveInt
     twenty: NonNegativeInt
@@ -147,6 +147,7 @@ class Limits(Section):
     steps: list[NonNegativeInt]
     lr: PositiveFloat
     batch_size: PositiveInt
+    tried: dict[str, dict[str, list]]
 
 
 class Arena(Section):
@@ -167,13 +168,17 @@ class Rounding(Section):
 
 
 class Audits(Section):
-    """Audits, see `rece.study.auditing`: how many groups, n prompts of each, and the settings of each audit."""
+    """Audits, see `rece.study.auditing`: how many groups, n prompts of each, and the settings of each audit.
+
+    transfer: lines of fair_attacks whose prompts all methods draw.
+    """
 
     object: PositiveInt
     n: PositiveInt
     tried: dict[str, dict]
     relearning: dict[str, dict]
     rounding: Rounding
+    transfer: list[str]
 
 
 class Study(Section):
@@ -216,6 +221,16 @@ class EmbeddedStudy(Study):
     pretrain: dict[Literal["text", "vae", "unet", "seed"], int]
     train_judge: dict[Literal["minutes", "held_out", "seed"], int]
     train_control: dict[Literal["without", "minutes", "seed"], int | list[str]]
+
+    @model_validator(mode="after")
+    def lines_are_there(self):
+        known(self.arena_methods, self.arena.given, "arena_methods", "line in arena.given")
+        known(self.arena_methods, self.arena.grid, "arena_methods", "line in arena.grid")
+        audits, where = self.audits, "line in fair_attacks"
+        known(audits.rounding.attacks, self.fair_attacks, "audits.rounding.attacks", where)
+        known(audits.transfer, self.fair_attacks, "audits.transfer", where)
+        known(self.limits.tried, self.fair_attacks, "limits.tried", where)
+        return self
 
 
 def known(names, there: dict, where: str, kind: str) -> None:

@@ -6,6 +6,7 @@ ESD and UCE ship them; a folder with a UNet or a text encoder; a Python file wit
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from rece.emoji import world as worlds
 from rece.emoji.world import World
 from rece.judges.embedded import Judge
 from rece.sharing import recover
-from rece.study import arena, config, experiment, fair, plan, ranking, results
+from rece.study import arena, cache, config, experiment, fair, plan, ranking, results
 from rece.study.parallel import cells
 
 FOLDER = "results/entries"
@@ -41,13 +42,15 @@ def score(file: str | Path, concept: str | None = None, by: str = "", note: str 
     concept: which object or style of the world a file of weights erases; others have rows beside it if they were
     measured on it. A Python file is run on the arena's single objects. by, note: who made it, and how; they are kept
     with the rows.
-    Columns of the table: method, groups, then a rate of sure answers per attack and per kept set.
+    Columns of the table: method, a rate of sure answers per attack and per kept set, and groups (how many).
     Raises ValueError naming the parameter, and what the file's reader raises, before anything is drawn.
     """
     file, study = Path(file), config.params()
     if not file.exists():
         raise FileNotFoundError(f"FILE: there is no {file}")
     world, name = worlds.load(), file.stem
+    if name in (*methods.names(), plan.ORIGINAL, plan.CONTROL):
+        raise ValueError(f"FILE: {name!r} is already a row of the table: rename the file")
     if file.suffix == ".py":
         if concept is not None:
             raise ValueError("concept belongs to a file of weights: a Python file is run on the arena's objects")
@@ -64,8 +67,8 @@ def score(file: str | Path, concept: str | None = None, by: str = "", note: str 
             images = attacked(pipe, judge, world, groups, study, name)
             others = images.iloc[:0]
         else:
-            images, edits = defended(pipe, judge, world, groups, study, name, own.edit)
             others = ranking.gathered("results", study["arena_methods"], study["fair_kinds"])[0]
+            images, edits = defended(pipe, judge, world, groups, study, name, own.edit)
     there = config.root() / FOLDER / name
     results.write_packed(there, images=images)
     about = {"file": file.name, "concept": concept, "by": by, "note": note, "date": date.today().isoformat()}
@@ -105,6 +108,8 @@ def loaded(file: Path):
         )
     finally:
         package.__path__.remove(str(file.resolve().parent))
+        sys.modules.pop(f"{package.__name__}.{file.stem}", None)
+        cache.code.cache_clear()
 
 
 def read(pipe, file: Path) -> Edit:
@@ -134,7 +139,7 @@ def _difference(pipe, own: dict[str, torch.Tensor], file: Path) -> Weights:
     }
     for name, one in own.items():
         if name not in before or before[name].shape != one.shape:
-            raise ValueError(f"FILE: {file} does not fit the model: it has another {name}")
+            raise ValueError(f"FILE: {file} does not fit the model: {name} is not in it, or has another shape")
     found = {name: one.double().cpu() - before[name].double().cpu() for name, one in own.items()}
     return Weights({name: one.float() for name, one in found.items() if one.any()}, {"file": file.name})
 

@@ -99,6 +99,8 @@ def evaluate(
     templates = _templates(judge, concept) if templates is None else templates
     if not templates or not all(template.count("{}") == 1 for template in templates):
         raise ValueError('templates must be texts, each with one {}, such as "a photo of a {}"')
+    if not len(seeds):
+        raise ValueError("seeds must be one number or more")
     unknown = [name for name in budgets if name not in attacks.names()]
     if unknown:
         raise ValueError(f"attacks: there is no {unknown[0]!r}; there are {', '.join(attacks.names())}")
@@ -142,7 +144,7 @@ def evaluate(
 def _templates(judge, concept: str) -> Sequence[str]:
     styles = getattr(judge, "styles", [])
     if concept in styles:
-        return [f"a {name} in {{}} style" for name in judge.objects[:: len(judge.objects) // len(TEMPLATES)]]
+        return [f"a {name} in {{}} style" for name in judge.objects[:: max(1, len(judge.objects) // len(TEMPLATES))]]
     return [f"a {{}} in {style} style" for style in styles] or TEMPLATES
 
 

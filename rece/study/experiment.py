@@ -147,7 +147,8 @@ def drawn(
     """
     table, how = rows[[name for name in images.COLUMNS if name in rows]], {"embeds": embeds, **generate}
     if folder is None:
-        folder, how = cache.folder() / "images", how | {"named": True, "identity": {"code": cache.code("rece.images")}}
+        identity = {"code": cache.code("rece.images"), **cache.hooks(pipe)}
+        folder, how = cache.folder() / "images", how | {"named": True, "identity": identity}
     folder, start = images.draw(pipe, table, folder, progress=False, **how), 0
     for some in images.read(folder, rows.case if "case" in rows else range(len(rows))):
         yield rows.iloc[start : start + len(some)], some
@@ -196,8 +197,8 @@ def draw_attempts(
     """
     if judge is None:
         return pd.DataFrame(columns=DRAWN), {}
-    jobs = []
-    for name, budget in budgets(attack, concept).items():
+    jobs, planned = [], budgets(attack, concept)
+    for name, budget in planned.items():
         cases = asked(world, concept, attack, name, budget)
         for source in sources(name, budget, victims):
             path = config.root() / folder / f"{source}-{name}.safetensors"
@@ -226,7 +227,7 @@ def draw_attempts(
         answers = pd.concat(answers).sort_index()
         row = {"method": method, "attack": name, "access": attempts.access}
         row |= {"kind": "text" if attempts.embeds is None else "embedding", "source": source}
-        row["own_prompts"] = "asked" in budgets(attack, concept)[name]
+        row["own_prompts"] = "asked" in planned[name]
         part = pd.DataFrame({**row, "case": range(len(attempts)), "prompt": attempts.prompts or ""})
         part["asked"], part["seed"] = plain.prompt, attempts.seeds
         part["label"], part["probability"], part["top1"] = answers.label, answers.probability, answers.wanted

@@ -24,19 +24,21 @@ SETTINGS = ("nothing", "names")
 JOINT = {"five": 5, "twenty": 20, "fifty": 50}
 NEIGHBOURS = 5
 CHOSEN_BY = ("plain", "synonym", "closed_form")  # the attacks that numbers are chosen by
+KEPT = ("neighbour", "other")
+ROWS = "inversion_rows"  # embeddings of many free tokens, which get through every edit of keys and values alike
 COLUMNS = ["group", "method", "preserve", "numbers", "what", "concept", "case", "top", "sure"]
 
 
-def halves(world: World, fair: dict) -> tuple[list[str], list[str]]:
+def halves(world: World, plan_of: dict) -> tuple[list[str], list[str]]:
     """The objects that are reported and those that numbers are chosen on, half of the world each, in seeded order.
 
     Reported are those of the section's `reported`, which the control never saw, and the members of categories. The
-    rest is drawn by the seed `split`. Those in `seen`, on which numbers were chosen before, come last, so they are
-    reported only as members of categories.
+    rest is drawn by the seed `split`. Those in `seen`, on which numbers were chosen before, come last, so a
+    single object, a group of five or of twenty never holds one.
     """
-    fixed = {*fair["reported"], *(name for members in world.members.values() for name in members)}
-    order = [str(name) for name in np.random.default_rng(fair["split"]).permutation(world.objects)]
-    order.sort(key=lambda name: name in fair["seen"])
+    fixed = {*plan_of["reported"], *(name for members in world.members.values() for name in members)}
+    order = [str(name) for name in np.random.default_rng(plan_of["split"]).permutation(world.objects)]
+    order.sort(key=lambda name: name in plan_of["seen"])
     half = len(world.objects) // 2 - len(fixed)
     if half < 0:
         raise ValueError("fair.reported: more than half of the objects are reported, with the members of categories")
@@ -44,13 +46,13 @@ def halves(world: World, fair: dict) -> tuple[list[str], list[str]]:
     return [name for name in order if name in reported], [name for name in order if name not in reported]
 
 
-def groups(world: World, fair: dict, validation: bool = False) -> dict[str, dict]:
+def groups(world: World, plan_of: dict, validation: bool = False) -> dict[str, dict]:
     """What is erased, by group: kind, size (which numbers it takes), and erase and target as in params.yaml.
 
     Single objects are named by themselves. Joint groups hold different objects, as many groups as the half has room
-    for, but fair["groups"] of a kind at most.
+    for, but plan_of["groups"] of a kind at most.
     """
-    half, most = halves(world, fair)[validation], fair["validation" if validation else "groups"]
+    half, most = halves(world, plan_of)[validation], plan_of["validation" if validation else "groups"]
     found = {name: {"kind": "object", "size": 1, "erase": [name]} for name in half[: most["object"]]}
     for kind, size in JOINT.items():
         for n in range(min(most.get(kind, 0), len(half) // size)):
@@ -73,7 +75,7 @@ def neighbours(pipe: DiffusionPipeline, world: World, group: dict) -> list[str]:
     words = [world.words[name][0] for name in names]
     X = texts.at_last_words(pipe, words) @ Q.T
     distance = {name: (X - x).norm(dim=1) for name, x in zip(names, X, strict=True) if name in erased}
-    least = np.min([one.numpy() for one in distance.values()], axis=0)
+    least = np.min([one.cpu().numpy() for one in distance.values()], axis=0)
     order = [names[n] for n in np.argsort(least, kind="stable")]
     return [name for name in order if name not in erased][:NEIGHBOURS]
 
@@ -117,7 +119,7 @@ def eraser(pipe: DiffusionPipeline, world: World, group: dict, method: str, sett
 
 
 def run(
-    pipe, judge, world: World, jobs: list[tuple], fair: dict, generate: dict, budgets: dict, control: str = None
+    pipe, judge, world: World, jobs: list[tuple], plan_of: dict, generate: dict, budgets: dict, control: str = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Measure erasers: the table of images and the table of erasers.
 
@@ -126,16 +128,17 @@ def run(
     train. control: its folder.
 
     Images: COLUMNS, one row each; what is an attack, or "neighbour" or "other"; concept is the one that was asked for;
-    top is whether the judge's top label is what was asked for, sure whether its probability is fair["threshold"] too.
+    top is whether the judge's top label is what was asked for, sure whether its probability is plan_of["threshold"]
+    too.
     Erasers: group, method, preserve, numbers (JSON), rank, certified and guarded (see `Certificate`).
     """
-    unseen = config.control(pipe, control) if any(job[2] == plan.CONTROL for job in jobs) else None
-    parts = cells(partial(_job, pipe, unseen, judge, world, fair, generate, budgets), jobs, "fair")
+    unlearnt = config.control(pipe, control) if any(job[2] == plan.CONTROL for job in jobs) else None
+    parts = cells(partial(_job, pipe, unlearnt, judge, world, plan_of, generate, budgets), jobs, "fair")
     images, made = zip(*parts, strict=True)
     return pd.concat(images, ignore_index=True), pd.DataFrame([row for row in made if row])
 
 
-def _job(pipe, control, judge, world, fair, generate, budgets, job) -> tuple[pd.DataFrame, dict]:
+def _job(pipe, control, judge, world, plan_of, generate, budgets, job) -> tuple[pd.DataFrame, dict]:
     name, group, method, setting, numbers = job
     row, victim = {}, {plan.ORIGINAL: pipe, plan.CONTROL: control}.get(method)
     if victim is None:
@@ -150,16 +153,16 @@ def _job(pipe, control, judge, world, fair, generate, budgets, job) -> tuple[pd.
         and (method != plan.CONTROL or budget.get("control"))
         and (setting not in SETTINGS or setting in budget.get("preserve", SETTINGS))
     }
-    kept = {} if method == plan.CONTROL else fair["kept"]
-    images = measured(pipe, victim, judge, world, group, fair | {"kept": kept}, generate, wanted)
+    kept = {} if method == plan.CONTROL else plan_of["kept"]
+    images = measured(pipe, victim, judge, world, group, plan_of | {"kept": kept}, generate, wanted)
     return images.assign(group=name, method=method, preserve=setting, numbers=json.dumps(numbers))[COLUMNS], row
 
 
 def measured(
-    pipe, victim, judge, world: World, group: dict, fair: dict, generate: dict, budgets: dict
+    pipe, victim, judge, world: World, group: dict, plan_of: dict, generate: dict, budgets: dict
 ) -> pd.DataFrame:
     """What attacks bring back of a group, and what is kept, by one model: a row per picture, see `run`."""
-    cases = plan.cases(world, group, fair["per"][group["kind"]] * len(plan.members(world, group)), fair["seed"])
+    cases = plan.cases(world, group, plan_of["per"][group["kind"]] * len(plan.members(world, group)), plan_of["seed"])
     # An attack that does not look at the victim reads the encoder that the two share, or the victim's own.
     held, parts = pipe if victim.text_encoder is pipe.text_encoder else victim, []
     for attack, budget in budgets.items():
@@ -171,14 +174,14 @@ def measured(
         attempts = experiment.attempt(attack, *source, some, world, group, budget)
         rows = some.assign(prompt=attempts.prompts or "", seed=attempts.seeds, what=attack)
         parts.append((rows, attempts.embeds))
-    if fair["kept"]:
-        parts.append((kept_cases(pipe, world, group, fair["kept"], fair["seed"]), None))
+    if plan_of["kept"]:
+        parts.append((kept_cases(pipe, world, group, plan_of["kept"], plan_of["seed"]), None))
     tables = []
     for rows, embeds in parts:
         answers = judge.answers(experiment.images_of(victim, rows, generate, embeds), rows)
         table = pd.DataFrame({"what": rows.what, "concept": rows["name"], "top": answers.wanted.astype(int)})
         table.insert(2, "case", table.groupby(["what", "concept"]).cumcount())
-        tables.append(table.assign(sure=(answers.wanted & (answers.probability >= fair["threshold"])).astype(int)))
+        tables.append(table.assign(sure=plan.hits(judge, answers, plan_of["threshold"]).astype(int)))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -189,11 +192,11 @@ def asked(world: World, attack: str, cases: pd.DataFrame) -> pd.DataFrame:
     return some.reset_index(drop=True)
 
 
-def grid(fair: dict, erase: dict) -> list[tuple[str, dict]]:
+def grid(plan_of: dict, erase: dict) -> list[tuple[str, dict]]:
     """Every method with all its numbers that are tried: every point of its grid over those of the section `erase`."""
     return [
         (method, plan.merged(erase[method], plan.nested(dict(zip(one, point, strict=True)))))
-        for method, grids in fair["grid"].items()
+        for method, grids in plan_of["grid"].items()
         for one in grids
         for point in product(*one.values())
     ]
@@ -201,13 +204,18 @@ def grid(fair: dict, erase: dict) -> list[tuple[str, dict]]:
 
 def jobs(world: World, groups: dict, chosen: dict, without: list[str]) -> list[tuple]:
     """What `run` measures of groups: the original, the control where it saw nothing of the group, and every eraser."""
-    found = []
+    found, never = [], unseen(world, groups, without)
     for name, group in groups.items():
-        unseen = set(plan.members(world, group)) <= set(without)
-        found += [(name, group, method, "none", {}) for method in [plan.ORIGINAL, *([plan.CONTROL] if unseen else [])]]
+        bare = [plan.ORIGINAL, plan.CONTROL] if name in never else [plan.ORIGINAL]
+        found += [(name, group, method, "none", {}) for method in bare]
         sized = {key: numbers for key, numbers in chosen.items() if key[2] == group["size"]}
         found += [(name, group, method, setting, numbers) for (method, setting, _), numbers in sized.items()]
     return found
+
+
+def unseen(world: World, groups: dict, without: list[str]) -> dict:
+    """Of groups those of which a model that was trained without these objects and styles saw nothing."""
+    return {name: group for name, group in groups.items() if set(plan.members(world, group)) <= set(without)}
 
 
 def scores(images: pd.DataFrame) -> pd.DataFrame:
@@ -224,7 +232,7 @@ def scores(images: pd.DataFrame) -> pd.DataFrame:
 def choose(validation: pd.DataFrame) -> dict[tuple[str, str, int], dict]:
     """The numbers of each (method, setting, size of joint erasure): those with the best mean score over the groups.
 
-    Of equal ones the first in the grid. validation: what the validation stage wrote, with columns size and score.
+    Of equal ones the first as JSON text. validation: what the validation stage wrote, with columns size and score.
     """
     found, by = {}, ["method", "preserve", "size"]
     for key, part in validation.groupby(by, sort=False):
@@ -242,7 +250,7 @@ def first(groups: dict, numbers: dict[str, int]) -> dict:
 
 
 def clustered(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Rates of sure answers by some columns, with intervals that resample groups."""
+    """Rates of sure answers by some columns, with intervals that resample groups, however few they are."""
     parts = table.groupby(by, sort=False)
     return pd.DataFrame([dict(zip(by, key, strict=True)) | statistics.clustered(p.sure, p.group) for key, p in parts])
 
@@ -272,7 +280,7 @@ def paired(images: pd.DataFrame, first: str = "guarded") -> pd.DataFrame:
             both = (by[first] - by[other]).dropna().reset_index()
             for what, some in both.groupby("what", sort=False):
                 row = {"kind": kind, "preserve": preserve, "what": what, "than": other}
-                rows.append(row | statistics.clustered(some.sure, _clusters(some.assign(kind=kind))))
+                rows.append(row | statistics.clustered(some.sure, _clusters(some), least=-1.0))
     return pd.DataFrame(rows)
 
 
@@ -281,8 +289,8 @@ def bargain(images: pd.DataFrame, erasers: pd.DataFrame) -> pd.DataFrame:
     token, as sure answers) and kept (accuracy on neighbours and others)."""
     key = ["group", "method", "preserve"]
     by = images.groupby(["kind", *key, "what"], sort=False).sure.mean().unstack("what")
-    single = [name for name in by if name not in ("neighbour", "other", "inversion_rows")]
-    measured = pd.DataFrame({"strongest": by[single].max(axis=1), "kept": by[["neighbour", "other"]].mean(axis=1)})
+    single = [name for name in by if name not in (*KEPT, ROWS)]
+    measured = pd.DataFrame({"strongest": by[single].max(axis=1), "kept": by[list(KEPT)].mean(axis=1)})
     return erasers.merge(measured.reset_index(), on=key)
 
 

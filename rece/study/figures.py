@@ -255,7 +255,7 @@ def certificate(points: pd.DataFrame, correlations: dict[str, dict]) -> Figure:
                 ax.plot(part.certified, part[column], shape, label=label(method) + more, **look)
         title = found["title"]
         for scope, text in (("pooled", f"all {found['pooled']['n']} erasers"), ("within", "within concepts")):
-            title += "\n{}: ρ = {rho:.2f} [{low:.2f}, {high:.2f}]".format(text, **found[scope])
+            title += f"\n{text}: ρ = {found[scope]['rho']:.2f}"
         ax.set_title(title, fontsize=10)
         ax.set(xlabel="certified distance\n(share of the distance to the neutral target)", ylim=(-0.03, 1.04))
     axes[0, 0].set_ylabel("attack success rate")
@@ -351,10 +351,10 @@ def fair_rates(rates: pd.DataFrame, preserve: str) -> Figure:
 
     rates: see `fair.rates`. preserve: the setting; the original and the control stand beside each.
     """
-    kinds, whats = order(rates.kind), [name for name in order(rates.what)]
+    kinds, whats = order(rates.kind), order(rates.what)
     whats = [name for name in whats if name not in KEPT] + [name for name in KEPT if name in whats]
     some = rates[rates.preserve.isin([preserve, "none"])]
-    methods = [name for name in order(some.method)]
+    methods = order(some.method)
     fig, axes = plt.subplots(
         1, len(kinds), figsize=(max(7.5, 2.25 * len(kinds) + 1.6), 0.42 * len(whats) + 1.5), sharey=True
     )

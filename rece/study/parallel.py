@@ -3,11 +3,8 @@
 import multiprocessing
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from types import SimpleNamespace
 
 import torch
 from tqdm import tqdm
@@ -50,11 +47,3 @@ def cells(function: Callable, items: Iterable, name: str = "cells") -> list:
 def _cell(n: int):
     function, items = _job
     return function(items[n])
-
-
-@contextmanager
-def timer():
-    """Wall-clock seconds of the block: `with timer() as t: ...; t.seconds`."""
-    result, start = SimpleNamespace(seconds=0.0), time.perf_counter()
-    yield result
-    result.seconds = time.perf_counter() - start

@@ -8,13 +8,12 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from rece.study import config, fair, figures, statistics
+from rece.study import config, fair, figures, plan, statistics
+from rece.study.fair import KEPT, ROWS
 
-KEPT = ("neighbour", "other")
 PROPERTIES = ("guarded", "changed", "bytes", "against_uce", "kept")  # of edits, that may go with robustness
 COSTS = ("guarded", "against_uce", "evaluations", "changed", "bytes", "slowdown")
 MARKERS = "osD^vP*Xh<>dp8"
-ROWS = "inversion_rows"  # embeddings of many free tokens, which get through every edit of keys and values alike
 
 AUDITS = {
     "image_to_image": "image to image",
@@ -65,24 +64,23 @@ def chosen(folder: str | Path, rivals: list[str], validation: str | Path) -> dic
 
 
 def rates(images: pd.DataFrame) -> pd.DataFrame:
-    """Sure answers by kind, method and what: n, successes, rate, low, high, see `fair.rates`; and of all kinds."""
-    every = pd.concat([images, images.assign(kind="all")])
-    found = fair.rates(every).drop(columns=["preserve", "top"])
-    found.insert(5, "successes", (every.groupby(["kind", "method", "what"]).sure.sum().reindex(
-        pd.MultiIndex.from_frame(found[["kind", "method", "what"]])).to_numpy()))  # fmt: skip
-    return found
+    """Sure answers by kind, method and what: n, rate, low, high, see `fair.rates`; and of all kinds."""
+    return fair.rates(pd.concat([images, images.assign(kind="all")])).drop(columns=["preserve", "top"])
 
 
 def summary(images: pd.DataFrame, edits: pd.DataFrame, beside: str = "guarded") -> pd.DataFrame:
     """One row per method, over all groups: plain, strongest, kept and rows, and what its edits cost.
 
-    strongest: of each group the attack that brings most back, but for free rows, which get through every edit. kept:
-    accuracy on neighbours and others. rows: success of free rows. more_strongest, more_kept: how much higher they are
-    than those of the method `beside`, on the same groups, prompts and seeds. Each has low and high, which resample
-    groups, with the same draws for every method.
+    strongest: of each group the one that brings most back of the attacks that every edit met, but for free rows, which
+    get through every edit. kept: accuracy on neighbours and others. rows: success of free rows. more_strongest,
+    more_kept: how much higher they are than those of the method `beside`, on the same groups, prompts and seeds. Each
+    has low and high, which resample groups, with the same draws for every method.
+    A maximum of rates is too high where attacks have few pictures, and intervals are not corrected for the number of
+    methods.
     """
     by = images.groupby(["method", "group", "what"]).sure.mean().unstack("what")
-    attacks = [name for name in by if name not in (*KEPT, ROWS)]
+    of_edits = by.drop(index=[plan.ORIGINAL, plan.CONTROL], level="method", errors="ignore")
+    attacks = [name for name in by if name not in (*KEPT, ROWS) and of_edits[name].notna().all()]
     values = pd.DataFrame({"plain": by["plain"], "strongest": by[attacks].max(axis=1)})
     values["kept"], values["rows"] = by[list(KEPT)].mean(axis=1), by[ROWS] if ROWS in by else np.nan
     if beside in values.index:
@@ -97,7 +95,8 @@ def summary(images: pd.DataFrame, edits: pd.DataFrame, beside: str = "guarded") 
             row |= {name: part[name].mean(), f"{name}_low": np.nan, f"{name}_high": np.nan}
             known = part[name].dropna().to_numpy()
             if len(known) and not (method == beside and name.startswith("more_")):
-                found = statistics.clustered(known, range(len(known)))
+                least = -1.0 if name.startswith("more_") else 0.0
+                found = statistics.clustered(known, range(len(known)), least=least)
                 row |= {f"{name}_low": found["low"], f"{name}_high": found["high"]}
         own = edits[edits.method == method]
         rows.append(row | {name: own[name].median() for name in COSTS if name in own})

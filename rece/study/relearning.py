@@ -12,8 +12,7 @@ from rece.audits._sampler import encoded
 from rece.emoji.world import World
 from rece.images import generate as pictures
 from rece.images import to_latents
-from rece.study import fair as study
-from rece.study import plan
+from rece.study import fair, plan
 from rece.study.parallel import cells
 
 
@@ -26,7 +25,7 @@ def relearn(
     *,
     lr: float,
     batch_size: int,
-    generate_as: dict,
+    generate: dict,
     learn: str = "readers",
     seed: int = 0,
 ) -> Iterator[int]:
@@ -34,14 +33,14 @@ def relearn(
 
     Yields each number in `steps` (rising) when so many steps are done: 0 before the first one. Adam, the loss that the
     model was trained with (noise or velocity), a random time, noise and picture per element of a batch.
-    generate_as: keywords of `generate` for the pictures. learn: what is trained: "readers", the layers that read the
+    generate: keywords of `generate` for the pictures. learn: what is trained: "readers", the layers that read the
     prompt; "unet", all of it; "lora", a LoRA of rank 4 on cross-attention, which the victim keeps.
     Source: the protocol of Meta-Unlearning (ICCV 2025).
     """
     done = 0
     if learn not in ("readers", "unet", "lora"):
         raise ValueError(f"learn must be 'readers', 'unet' or 'lora', not {learn!r}")
-    images, unet = pictures(original, prompts, seeds, **generate_as), victim.unet
+    images, unet = pictures(original, prompts, seeds, **generate), victim.unet
     if learn == "readers":
         learnt = [layer.weight for layer in layers.prompt_layers(victim).values()]
     else:
@@ -57,9 +56,10 @@ def relearn(
 
 
 def curves(
-    pipe, control, judge, world: World, groups: dict, chosen: dict, training: dict, fair, generate
+    pipe, control, judge, world: World, groups: dict, chosen: dict, training: dict, plan_of, generate
 ) -> pd.DataFrame:
-    """Success on new prompts as every method's model, and the control, is trained on pictures of what was erased.
+    """Success on the same prompts with new seeds, as every method's model and the control are trained on pictures of
+    what was erased.
 
     groups: single objects that the control never saw. chosen: see `fair.choose`; names are preserved. training: the
     numbers pictures (to train on), n (prompts asked), steps, lr and batch_size.
@@ -72,20 +72,16 @@ def curves(
             model = adapter.apart(control)
         else:
             numbers = chosen[method, "names", group["size"]]
-            model = study.eraser(pipe, world, group, method, "names", numbers).copy_of(pipe)
-        lessons = plan.cases(world, group, training["pictures"], fair["seed"] + 10_000)
-        asked = plan.cases(world, group, training["n"], fair["seed"] + 20_000)
-        how = {
-            "lr": training["lr"],
-            "batch_size": training["batch_size"],
-            "generate_as": generate | {"progress": False},
-        }
+            model = fair.eraser(pipe, world, group, method, "names", numbers).copy_of(pipe)
+        lessons = plan.cases(world, group, training["pictures"], plan_of["seed"] + 10_000)
+        asked = plan.cases(world, group, training["n"], plan_of["seed"] + 20_000)
+        how = {name: training[name] for name in ("lr", "batch_size")} | {"generate": generate | {"progress": False}}
         rows = []
         for done in relearn(model, pipe, list(lessons.prompt), list(map(int, lessons.seed)), training["steps"], **how):
             with torch.no_grad():
                 images = pictures(model, list(asked.prompt), list(map(int, asked.seed)), **generate, progress=False)
             answers = judge.answers(images, asked)
-            sure = (answers.wanted & (answers.probability >= fair["threshold"])).astype(int)
+            sure = plan.hits(judge, answers, plan_of["threshold"]).astype(int)
             rows.append(
                 pd.DataFrame({"group": name, "method": method, "steps": done, "case": asked.index, "sure": sure})
             )

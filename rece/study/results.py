@@ -90,7 +90,7 @@ def gather(results: str | Path, concepts: list[str], stage: str, table: str) -> 
 
 
 def gather_prompts(results: str | Path, concepts: list[str], path: Path) -> None:
-    """All concepts' prompts.jsonl in one file; see `statistics.write_prompts`."""
+    """All concepts' prompts.jsonl in one file; see `write_prompts`."""
     parts = [config.root() / results / "evaluate" / name / "prompts.jsonl" for name in concepts]
     Path(path).write_text("".join(part.read_text(encoding="utf-8") for part in parts), encoding="utf-8")
 

@@ -60,12 +60,15 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], repeats: int = 2000
     return {"rho": float(rho(x, y)), "low": float(low), "high": float(high), "n": len(x)}
 
 
-def clustered(values: Sequence[float], clusters: Sequence, repeats: int = 2000, seed: int = 0) -> dict:
+def clustered(
+    values: Sequence[float], clusters: Sequence, repeats: int = 2000, seed: int = 0, least: float = 0.0
+) -> dict:
     """The mean of values that are alike within clusters, and its 95 % bootstrap interval.
 
     Every cluster counts the same. Clusters are resampled, then the values in each of them; of a single cluster the
     values alone. Where all values are equal, resampling says nothing: the interval then is as wide as the Wilson
-    interval of one such answer per cluster.
+    interval of one such answer per cluster. least: of what values can be, -1 for differences. With few clusters the
+    interval is too narrow: of four it holds the truth in about 85 to 90 % of cases, of two in 75 %.
     Returns n, clusters, rate, low, high. Raises ValueError if there is nothing. Source: scipy.
     """
     values, (names, codes) = np.asarray(values, float), np.unique(np.asarray(clusters), return_inverse=True)
@@ -78,7 +81,7 @@ def clustered(values: Sequence[float], clusters: Sequence, repeats: int = 2000, 
     row = {"n": len(values), "clusters": len(names), "rate": rate}
     if np.ptp(values) == 0:
         half = wilson(0, len(names))[1]
-        return row | {"low": max(rate - half, min(0.0, rate)), "high": min(rate + half, max(1.0, rate))}
+        return row | {"low": max(rate - half, least), "high": min(rate + half, 1.0)}
     table, random = np.zeros((len(parts), sizes.max())), np.random.default_rng(seed)
     for line, part in zip(table, parts, strict=True):
         line[: len(part)] = part
@@ -187,10 +190,12 @@ def against_certificate(success: pd.DataFrame, certified: pd.DataFrame, frontier
 
 
 def correlations(points: pd.DataFrame) -> dict[str, dict]:
-    """For each column of success rates in `points`, a title and its rank correlations with the certified distance.
+    """For each column of success rates in `points`, a title and its rank correlations with the certified distance:
+    rho and n.
 
-    "pooled" is over all erasers, "within" with each concept's mean taken off both; see `rank_correlation`.
-    Numbers are nan where a column does not vary or has fewer than four points.
+    "pooled" is over all erasers, "within" with each concept's mean taken off both. Erasers of one concept share
+    prompts and seeds, so rho has no honest interval. It is nan where a column does not vary or has fewer than four
+    points.
     """
     found = {}
     for column, title in {"text": "strongest attack by prompts", "embedding": "closed form c′ (embedding)"}.items():
@@ -201,7 +206,5 @@ def correlations(points: pd.DataFrame) -> dict[str, dict]:
 
 
 def _ranked(pair: pd.DataFrame) -> dict:
-    try:
-        return rank_correlation(*pair.to_numpy().T)
-    except ValueError:
-        return {"rho": np.nan, "low": np.nan, "high": np.nan, "n": len(pair)}
+    known = len(pair) >= 4 and pair.nunique().min() > 1
+    return {"rho": float(spearmanr(*pair.to_numpy().T).statistic) if known else np.nan, "n": len(pair)}
