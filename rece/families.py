@@ -130,12 +130,10 @@ def reads_tokens_alone(pipe: DiffusionPipeline) -> bool:
     return list(readers) == ["tokens"] and readers["tokens"].mask is None
 
 
-def check_tokens_alone(pipe: DiffusionPipeline, unet: bool = False) -> None:
-    """Raises TypeError if the model reads more of a prompt than tokens; with unet also if it is no UNet."""
-    if unet and not (reads_tokens_alone(pipe) and part(pipe) == "unet"):
-        raise TypeError(f"pipe must be a Stable Diffusion 1.x or 2.x pipeline, not a {type(pipe).__name__}")
+def check_tokens_alone(pipe: DiffusionPipeline) -> None:
+    """Raises TypeError if the model reads more of a prompt than tokens."""
     if not reads_tokens_alone(pipe):
-        raise TypeError("pipe must be a model that reads a prompt's tokens alone")
+        raise TypeError(f"pipe must be a Stable Diffusion 1.x or 2.x pipeline, not a {type(pipe).__name__}")
 
 
 def noise_in(scheduler: SchedulerMixin, found: Tensor, z: Tensor, time: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ import torch
 from diffusers import DDIMScheduler
 from torch.nn.functional import mse_loss
 
-from rece import families, layers, methods, texts
+from rece import families, layers, methods, solver, texts
 from rece.edits import Hooks, Weights
 from rece.eraser import Eraser
 from rece.images import fingerprint, generate
-from rece.methods import _esd, _training, concept_prune, guarded_layers, mace, race, receler, sld, speed
+from rece.methods import _esd, _training, _watching, concept_prune, guarded_layers, mace, race, receler, sld, speed
 from rece.methods._training import Pupil, Training
 
 SHORT = {"iterations": 2, "steps": 3, "progress": False}
@@ -243,7 +243,7 @@ def test_mace_solves_both_of_its_least_squares():
         kept = 0.3 * ((V - W) @ P.T).square().sum() + 2.0 * (V - W).square().sum()
         return ((V @ E.T) - W @ F.T).square().sum() + kept
 
-    V = (W @ mace.refined(E, F, PP, 2.0)).requires_grad_()
+    V = (W @ solver.edit_map(E, F, PP, lamb=2.0)).requires_grad_()
     assert torch.autograd.grad(first(V), V)[0].abs().max() < 1e-9
 
     Cs = [torch.randn(3, 6, generator=random, dtype=torch.float64) for _ in "ab"]
@@ -365,7 +365,7 @@ def test_attention_is_that_of_the_layers(pipe):
     outputs, name = {}, next(n for n, _ in pipe.unet.named_modules() if n.endswith(".attn2"))
     layer = pipe.unet.get_submodule(name)
     handle = layer.register_forward_hook(lambda _, args, found: outputs.update(found=found))
-    shares = _training.attention(pipe.unet, lambda: pipe.unet(z, torch.tensor(5), encoder_hidden_states=c))[name]
+    shares = _watching.attention(pipe.unet, lambda: pipe.unet(z, torch.tensor(5), encoder_hidden_states=c))[name]
     handle.remove()
     assert shares.sum(3).allclose(torch.ones(())) and math.sqrt(shares.shape[2]).is_integer()
     values = layer.to_v(c).unflatten(2, (layer.heads, -1)).transpose(1, 2)
@@ -376,5 +376,5 @@ def test_attention_is_that_of_the_layers(pipe):
 def test_where_a_token_is_seen():
     shares = {"a": torch.zeros(1, 2, 16, 3), "b": torch.zeros(1, 2, 4, 3)}
     shares["a"][0, :, 5, 1], shares["a"][0, :, 6, 1] = 1.0, 0.05
-    seen = _training.where(shares, range(1, 2), 16)
+    seen = _watching.where(shares, range(1, 2), 16)
     assert seen.shape == (1, 1, 4, 4) and seen.flatten().nonzero().flatten().tolist() == [5]

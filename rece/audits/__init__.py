@@ -63,7 +63,7 @@ def run(
     if isinstance(prompts, str) or not prompts or len(prompts) != len(seeds):
         raise ValueError(f"seeds must be one number per prompt: {len(seeds)} seeds for {len(prompts)} prompts")
     for pipe in (victim, original):
-        families.check_tokens_alone(pipe, unet=True)
+        families.check_tokens_alone(pipe)
     return _module(name).audit(victim, original, list(prompts), [int(s) for s in seeds], generate=generate, **settings)
 
 

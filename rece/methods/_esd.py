@@ -8,6 +8,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from rece import solver
 from rece.edits import Weights
 from rece.methods._training import Pupil, Training
 
@@ -23,6 +24,7 @@ def trained(
     training: dict,
 ) -> Weights:
     """The edit that ESD learns with the UNet's parameters that are chosen by name."""
+    solver.positive(eta, "eta")
     pupil = Pupil(pipe, concept, replace(SETTINGS, **training))
     pupil.learn("unet", chosen)
     pupil.train(method, lambda random: loss(pupil, pupil.unet, eta, random), {"eta": eta})
@@ -34,8 +36,8 @@ def loss(
 ) -> Tensor:
     """ESD's loss of a random concept and random latents, for a UNet that learns.
 
-    disturb(c, z, time, noise, random): what the UNet reads instead of the concept's embedding c; noise is what the
-    latents began as.
+    disturb(c, z, time, noise, random): what the UNet reads instead of the concept's embedding c. noise: the noise that
+    the sampler started from.
     """
     c = pupil.one_of(random)
     z, time, noise = pupil.sampled(unet, c, random)

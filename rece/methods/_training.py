@@ -1,4 +1,5 @@
-"""What methods that train share: what a model predicts on its way from noise to a picture, and a loop that goes on."""
+"""What methods that train share: what a model predicts on its way from noise to a picture, and a training loop that
+continues after it was killed."""
 
 import json
 from collections.abc import Callable
@@ -44,50 +45,9 @@ class Training:
 
     def __post_init__(self):
         solver.whole(iterations=self.iterations, batch_size=self.batch_size, steps=self.steps)
+        solver.whole(least=0, most=2**31, seed=self.seed)
         solver.positive(self.lr, "lr")
-
-
-def attention(unet: torch.nn.Module, run: Callable[[], object]) -> dict[str, Tensor]:
-    """The shares that each layer attn2 gives to the tokens of a prompt while `run` is called once.
-
-    By the layer's name, (n, heads, pixels, positions). Gradients reach whatever they depend on.
-    """
-    found, handles = {}, []
-
-    def looking(name: str):
-        def look(layer, args, kwargs):
-            seen = args[0] if args else kwargs["hidden_states"]
-            read = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1]
-            q, k = (
-                side.unflatten(2, (layer.heads, -1)).transpose(1, 2) for side in (layer.to_q(seen), layer.to_k(read))
-            )
-            found[name] = (q @ k.transpose(2, 3) * layer.scale).softmax(3)
-
-        return look
-
-    for name, layer in unet.named_modules():
-        if name.endswith(".attn2"):
-            handles.append(layer.register_forward_pre_hook(looking(name), with_kwargs=True))
-    try:
-        run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def where(shares: dict[str, Tensor], tokens: range, size: int, least: float = 0.1) -> Tensor:
-    """Where a picture shows what some tokens name: bool (n, 1, side, side).
-
-    shares: of `attention`. The mean over heads, these tokens, and the layers whose side is a quarter of the latents'
-    `size`, or else the largest; scaled to 0 to 1 in each picture; at least `least`. As Receler's code has it.
-    """
-    maps = {name: one[..., tokens.start : tokens.stop].mean((1, 3)) for name, one in shares.items()}
-    sides = {name: round(one.shape[1] ** 0.5) for name, one in maps.items()}
-    side = size // 4 if size // 4 in sides.values() else max(sides.values())
-    found = torch.stack([one for name, one in maps.items() if sides[name] == side]).mean(0)
-    low, high = found.amin(1, keepdim=True), found.amax(1, keepdim=True)
-    return ((found - low) >= least * (high - low)).unflatten(1, (1, side, side))
+        solver.positive(self.guidance, "guidance", or_zero=True)
 
 
 class Pupil:
@@ -95,16 +55,19 @@ class Pupil:
 
     unet, text_encoder: the original's own, or after `learn` a copy that may be trained. empty, named: the embeddings
     of "", (1, positions, d), and of the concepts, (concepts, positions, d). step: of `train`, from 0. evaluations: how
-    many rows UNets were run on; a gradient counts as one.
-    Raises TypeError if the pipeline is not of the kind of Stable Diffusion 1 and 2.
+    many latents went through a UNet. A backward pass is not counted.
+    Raises TypeError if the pipeline is not of the kind of Stable Diffusion 1 and 2, ValueError if it is in half
+    precision.
     """
 
     def __init__(self, pipe: DiffusionPipeline, concept: str | list[str], settings: Training):
         self.concepts = texts.concepts_of(concept)
-        families.check_tokens_alone(pipe, unet=True)
+        families.check_tokens_alone(pipe)
+        if {torch.float16, torch.bfloat16} & {pipe.unet.dtype, pipe.text_encoder.dtype}:
+            raise ValueError("pipe must be in float32 to learn: load it with dtype='float32', and set bf16 for speed")
         self.pipe, self.settings, self.evaluations = pipe, settings, 0
         self.unet, self.text_encoder, self.device = pipe.unet, pipe.text_encoder, pipe.unet.device
-        self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+        self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
         self.horizon = self.scheduler.config.num_train_timesteps
         self.bf16 = bfloat16(self.device, settings.bf16)
         self.empty, self.named = self.encode([""]), self.encode(self.concepts)
@@ -216,7 +179,7 @@ class Pupil:
         with torch.enable_grad(), tqdm(**bar, disable=not settings.progress) as shown:
             for step in range(done, settings.iterations):
                 self.step = step
-                loss(random).backward()
+                loss(random).backward(inputs=values)
                 optimiser.step()
                 optimiser.zero_grad()
                 shown.update()

@@ -27,12 +27,13 @@ class Hook(torch.nn.Module):
         return [layer.register_forward_hook(self.shifted) for name, layer in read.items() if name.endswith("to_v")]
 
     def shifted(self, layer: torch.nn.Linear, _, values: Tensor) -> Tensor:
-        wide = values.float()
-        T = self.words.float() @ layer.weight.float().T
-        near = torch.cosine_similarity(wide[:, :, None], T, dim=3)
-        share = 2 * (self.settings["sharpness"] * (near - self.settings["threshold"])).sigmoid()
-        Q = torch.linalg.qr(T.T)[0]
-        left = wide - (share * (wide @ Q)) @ Q.T
+        with torch.autocast(values.device.type, enabled=False):
+            wide = values.float()
+            T = self.words.float() @ layer.weight.float().T
+            near = torch.cosine_similarity(wide[:, :, None], T, dim=3)
+            share = 2 * (self.settings["sharpness"] * (near - self.settings["threshold"])).sigmoid()
+            Q = torch.linalg.qr(T.T)[0]
+            left = wide - (share * (wide @ Q)) @ Q.T
         return torch.cat([values[:, :1], left[:, 1:].to(values.dtype)], 1)
 
 
@@ -46,12 +47,13 @@ def erase(
     sharpness: float = 100.0,
     progress: bool = True,
 ) -> Hooks:
-    """The hook on every layer of values, see `Hook`. target and preserve have no place in it.
+    """The hook on every layer of values, see `Hook`. target and preserve are not used.
 
     Raises TypeError if the model reads more than tokens, ValueError naming the parameter.
     """
     concepts = texts.concepts_of(concept)
     solver.positive(sharpness, "sharpness")
+    solver.fraction(threshold, "threshold")
     families.check_tokens_alone(pipe)
     settings = {"threshold": threshold, "sharpness": sharpness}
     state = {"words": texts.at_last_words(pipe, concepts)}

@@ -1,8 +1,10 @@
 """AdvUnlearn: the text encoder learns ESD's loss of prompts that an attack has disturbed (Zhang et al., NeurIPS 2024,
 arXiv 2405.15234).
 
-A small version: every iteration attacks anew, from the same free tokens, and with few steps where the paper takes
-thirty. Not reproduced: prompts of ImageNet or COCO as what is retained; here `preserve`.
+The attack takes thirty steps by default, as published. The differences: free tokens begin as the word "the", and not
+as a random word. The attack takes plain signed steps; its code gives the signs to Adam. It begins with the first
+iteration; the paper first trains 200 without it. Latents are drawn by the original, one set for the attack, the loss
+and what is retained. Retained are batch_size texts of `preserve`; the paper takes five of COCO or ImageNet.
 """
 
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from torch.nn.functional import mse_loss
 
 from rece import solver, texts
 from rece.edits import Weights
+from rece.methods import _tokens
 from rece.methods._training import Pupil, Training
 
 SETTINGS = Training(iterations=1000, lr=1e-5)
@@ -37,7 +40,7 @@ def erase(
 
     tokens: free tokens before the concept, at first the word "the". attack_steps signed steps of attack_lr seek the
     ones with which the model predicts what the original predicts for the concept. retain: weight of the loss on
-    preserved texts. eta: of ESD. target has no place in it. training: see `Training`.
+    preserved texts. eta: of ESD. target is not used. training: see `Training`.
     """
     pupil, kept = Pupil(pipe, concept, replace(SETTINGS, **training)), texts.listed(preserve or [], "preserve")
     for name, value in {"eta": eta, "attack_lr": attack_lr, "retain": retain}.items():
@@ -45,10 +48,7 @@ def erase(
     solver.whole(attack_steps=attack_steps, tokens=tokens)
     pupil.learn("text_encoder", lambda name: True)
     encoder, lead = pupil.text_encoder, " ".join(["the"] * tokens)
-    ids, known = (
-        pipe.tokenizer(some, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(pupil.device)
-        for some in ([f"{lead} {name}" for name in pupil.concepts], kept or [""])
-    )
+    ids, known = _tokens.ids(pipe, [f"{lead} {name}" for name in pupil.concepts]), _tokens.ids(pipe, kept or [""])
     slots = torch.arange(1, tokens + 1, device=pupil.device)[None]
     with torch.no_grad():
         first = encoder.get_input_embeddings()(ids[:1, 1 : tokens + 1]).float()

@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch.nn.functional import mse_loss
 
-from rece import texts
+from rece import solver, texts
 from rece.edits import Weights
 from rece.methods._training import Pupil, Training
 
@@ -32,11 +32,14 @@ def erase(
 
     Latents are pictures that the original draws of the anchor, noised at uniform times. What the model that learns
     predicts for the concept shall be what it predicts for the anchor, which is not learnt from (equation 5). Several
-    concepts take turns at random, each with its own target. preserve has no place in it. training: see `Training`.
+    concepts take turns at random, each with its own target. pictures: at least one for each concept. preserve is not
+    used. training: see `Training`.
     """
     pupil = Pupil(pipe, concept, replace(SETTINGS, **training))
     anchors = texts.targets_of(target, pupil.concepts)
+    solver.whole(least=len(anchors), pictures=pictures)
     drawn = pupil.pictures(anchors, pictures)
+    read = [pupil.encode(list(pair)).split(1) for pair in zip(pupil.concepts, anchors, strict=True)]
     pupil.learn("unet", lambda name: name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")))
 
     def loss(random: torch.Generator):
@@ -44,7 +47,7 @@ def erase(
         own = torch.arange(which, pictures, len(anchors))
         rows = own[torch.randint(len(own), (pupil.settings.batch_size,), generator=random)]
         z, times, _ = pupil.noised(drawn[rows], random)
-        c, anchor = pupil.encode([pupil.concepts[which], anchors[which]]).split(1)
+        c, anchor = read[which]
         with torch.no_grad():
             wanted = pupil.predict(pupil.unet, z, times, anchor)
         return mse_loss(pupil.predict(pupil.unet, z, times, c), wanted)

@@ -9,10 +9,11 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from rece import texts
+from rece import families, solver, texts
 from rece.edits import Weights
 from rece.eraser import origin
-from rece.images import generate
+from rece.methods._tokens import check_templates
+from rece.methods._watching import watched
 
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "a {} in a street", "a {} on a table", "a small {}")
 
@@ -37,13 +38,16 @@ def erase(
     A weight's score at a step is its size times the norm of its input over all tokens, each scaled to length one. In
     each row the `ratio` of largest scores for the concept are chosen, where they are larger than for the target; and
     in all of the first steps, a share `first` of them, together. Several concepts: all of their choices.
-    preserve has no place in it. Raises ValueError naming the parameter.
+    preserve is not used. Raises ValueError naming the parameter, TypeError if there is no UNet.
     """
     concepts = texts.concepts_of(concept)
     targets = texts.targets_of(target, concepts)
     for name, value in {"ratio": ratio, "first": first}.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-            raise ValueError(f"{name} must be a number above 0, up to 1, not {value!r}")
+        solver.positive(value, name)
+        solver.fraction(value, name)
+    check_templates(templates)
+    if families.part(pipe) != "unet":
+        raise TypeError("pipe must have a UNet")
     how = {"steps": steps, "guidance": guidance, "bf16": bf16, "progress": progress}
     layers = {name: layer for name, layer in pipe.unet.named_modules() if name.endswith("ff.net.2")}
     if not layers:
@@ -59,7 +63,7 @@ def erase(
                 of_concept, of_target = (layer.weight.detach().abs() * norm[name][step] for norm in norms)
                 chosen[name] |= best(of_concept, ratio) & (of_concept > of_target)
     indices = {name: mask.flatten().nonzero().flatten().to("cpu", torch.int32) for name, mask in chosen.items()}
-    numbers = {"ratio": ratio, "first": first, "steps": steps, "guidance": guidance, "seed": seed}
+    numbers = {"ratio": ratio, "first": first, "steps": steps, "guidance": guidance, "seed": seed, "bf16": bf16}
     provenance = {**origin(pipe), "method": "concept_prune", "concepts": concepts, "target": targets, **numbers}
     provenance |= {"templates": list(templates), "evaluations": 4 * steps * len(templates) * len(concepts)}
     return Weights({f"unet.{name}.weight": some for name, some in indices.items()}, provenance)
@@ -76,20 +80,8 @@ def fired(pipe: DiffusionPipeline, layers: dict, prompts: list[str], seed: int, 
 
     All pictures begin with the same noise.
     """
-    found, handles = {name: [] for name in layers}, []
 
-    def looking(name: str):
-        def look(_, args):
-            rows = torch.nn.functional.normalize(args[0].float().flatten(0, -2), dim=1)
-            found[name].append(rows.norm(dim=0))
+    def norms(read: Tensor, _) -> Tensor:
+        return torch.nn.functional.normalize(read.float().flatten(0, -2), dim=1).norm(dim=0)
 
-        return look
-
-    for name, layer in layers.items():
-        handles.append(layer.register_forward_pre_hook(looking(name)))
-    try:
-        generate(pipe, prompts, [seed] * len(prompts), batch_size=len(prompts), **how)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+    return watched(pipe, layers, prompts, [seed] * len(prompts), norms, **how)

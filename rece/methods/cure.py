@@ -1,7 +1,8 @@
 """CURE: the concept's subspace is taken out of the text, but for what the preserved one shares with it (Biswas et al.,
 NeurIPS 2025, arXiv 2505.12677).
 
-Its code could not be reached. alpha is that of NLCE (arXiv 2603.25994), which begins with the same edit.
+Its repository withholds the code that unlearns. alpha is that of NLCE (arXiv 2603.25994), which begins with the same
+edit. Of a model that reads a pooled embedding too, that stays as it is.
 """
 
 import torch
@@ -23,8 +24,8 @@ def erase(
 ) -> Eraser:
     """M = I - F (I - R): F and R weigh the singular directions of the concepts' and of the preserved texts' tokens.
 
-    A direction's weight is alpha r / ((alpha - 1) r + 1), with r its share of all squared singular values. target has
-    no place in it. Raises ValueError naming the parameter.
+    A direction's weight is alpha r / ((alpha - 1) r + 1), with r its share of all squared singular values. target is
+    not used. Raises ValueError naming the parameter.
     """
     concepts = texts.concepts_of(concept)
     kept = texts.listed(preserve or [], "preserve")
@@ -34,4 +35,4 @@ def erase(
     R = expanded(words(pipe, kept).to(device), alpha) if kept else torch.zeros_like(F)
     eye = torch.eye(len(F)).to(F)
     provenance = {**origin(pipe), "method": "cure", "concepts": concepts, "preserve": preserve, "alpha": alpha}
-    return Eraser(eye - F @ (eye - R), provenance | {"evaluations": 0})
+    return Eraser(eye - F @ (eye - R), provenance)

@@ -1,7 +1,7 @@
 """ESD-u: as ESD-x, but all of the model learns except the layers that read the prompt (arXiv 2303.07345).
 
-As the paper's own first code has it ("noxattn"): neither the last layer nor the embedding of time. Not reproduced:
-nothing known.
+As the paper's own first code has it ("noxattn"): neither the last layer nor the embedding of time. No difference is
+known, but that several concepts take turns at random.
 """
 
 from diffusers import DiffusionPipeline

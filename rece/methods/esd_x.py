@@ -1,7 +1,7 @@
 """ESD-x: the layers that read the prompt learn to predict away from the concept (Gandikota et al., ICCV 2023,
 arXiv 2303.07345).
 
-As the paper's own first code has it. Not reproduced: nothing known. Several concepts take turns at random.
+As the paper's own first code has it. No difference is known, but that several concepts take turns at random.
 """
 
 from diffusers import DiffusionPipeline
@@ -21,7 +21,7 @@ def erase(
     eta: float = 1.0,
     **training,
 ) -> Weights:
-    """Train the parameters of all layers named attn2, which read the prompt. target and preserve have no place in it.
+    """Train the parameters of all layers named attn2, which read the prompt. target and preserve are not used.
 
     Latents z are drawn by the model that learns, with the concept's prompt c and guidance, up to a random step. It
     learns to predict e(z, "") - eta (e(z, c) - e(z, "")) for c, where e is what the original predicts (equation 5).

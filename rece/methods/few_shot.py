@@ -12,7 +12,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch.nn.functional import mse_loss
 
+from rece import solver
 from rece.edits import Weights
+from rece.methods._tokens import check_templates, ids
 from rece.methods._training import Pupil, Training
 
 SETTINGS = Training(iterations=10, lr=1e-5, batch_size=2, guidance=7.5)
@@ -32,15 +34,17 @@ def erase(
     """Train the MLPs of the text encoder and the self-attention of its last layer, against the loss of denoising.
 
     pictures: how many of each concept, kept as latents. templates: what prompts are drawn from. The default of ten
-    iterations is the published five epochs over four pictures. target and preserve have no place in it.
+    iterations is the published five epochs over four pictures. target and preserve are not used.
     training: see `Training`.
     """
     pupil = Pupil(pipe, concept, replace(SETTINGS, **training))
+    solver.whole(pictures=pictures)
+    check_templates(templates)
     asked = [template.format(name) for name in pupil.concepts for template in templates]
     drawn = [pupil.pictures([t.format(name) for t in templates], pictures) for name in pupil.concepts]
     last = f"layers.{pipe.text_encoder.config.num_hidden_layers - 1}.self_attn"
     pupil.learn("text_encoder", lambda name: ".mlp." in name or last in name)
-    ids = pipe.tokenizer(asked, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(pupil.device)
+    tokens = ids(pipe, asked)
 
     def loss(random: torch.Generator):
         n = pupil.settings.batch_size
@@ -48,7 +52,7 @@ def erase(
         rows = torch.randint(pictures, (n,), generator=random)
         prompts = which * len(templates) + torch.randint(len(templates), (n,), generator=random)
         z, times, wanted = pupil.noised(drawn[which][rows], random)
-        read = pupil.text_encoder(ids[prompts])[0].to(z.dtype)
+        read = pupil.text_encoder(tokens[prompts])[0].to(z.dtype)
         return -mse_loss(pupil.predict(pupil.unet, z, times, read), wanted.float())
 
     numbers = {"pictures": pictures, "templates": list(templates)}

@@ -1,7 +1,7 @@
 """GLoCE: where the output of attention looks like the concept, its part along the concept is replaced (CVPR 2025).
 
 arXiv 2503.12356. Own choices: the prompts that the statistics come from, and one gate per concept. The published
-numbers are those for nudity.
+numbers are those for nudity. Holds all outputs in float64: about 4.6 GB per prompt on Stable Diffusion at 50 steps.
 """
 
 import math
@@ -13,8 +13,8 @@ from torch import Tensor
 from rece import families, solver, texts
 from rece.edits import Hooks
 from rece.eraser import origin
-from rece.methods._tokens import TEMPLATES
-from rece.methods._watching import watched
+from rece.methods._tokens import TEMPLATES, check_templates
+from rece.methods._watching import attended
 
 
 class Hook(torch.nn.Module):
@@ -47,14 +47,15 @@ class Hook(torch.nn.Module):
         return [model.register_forward_pre_hook(look, with_kwargs=True), *hooked]
 
     def replaced(self, n: int, found: Tensor) -> Tensor:
-        x = found.float()
-        for k in range(self.concepts):
-            m, V, t, T, b, S, (slope, bound) = (getattr(self, f"{name}_{k}_{n}").float() for name in "mVtTbSg")
-            away = x - m
-            share = (away @ V).square().sum(-1, keepdim=True) / away.square().sum(-1, keepdim=True).clamp(min=1e-12)
-            s = (slope * (share - bound)).sigmoid()
-            left = x - t
-            x = (1 - s) * x + s * (b + (left - left @ T @ T.T) @ S @ S.T)
+        with torch.autocast(found.device.type, enabled=False):
+            x = found.float()
+            for k in range(self.concepts):
+                m, V, t, T, b, S, (slope, bound) = (getattr(self, f"{name}_{k}_{n}").float() for name in "mVtTbSg")
+                away = x - m
+                size = away.square().sum(-1, keepdim=True).clamp(min=1e-12)
+                s = (slope * ((away @ V).square().sum(-1, keepdim=True) / size - bound)).sigmoid()
+                left = x - t
+                x = (1 - s) * x + s * (b + (left - left @ T @ T.T) @ S @ S.T)
         return x.to(found.dtype)
 
 
@@ -80,13 +81,16 @@ def erase(
 ) -> Hooks:
     """Draw the concepts, their targets and the first `anchors` texts of `preserve`, and find the gates of `Hook`.
 
-    gate, degenerate, update: how many directions V, T and S of `Hook` have. bound: the anchors' mean of the gate's
-    share and so many deviations more. slope: log(99) / spread. start: the share of steps before it acts.
+    gate, degenerate, update: how many directions V, T and S of `Hook` have. bound: the mean of the share
+    over the anchors, plus `deviations` times its standard deviation. slope: log(99) / spread. start: the share of
+    steps before it acts.
     Raises ValueError or TypeError naming the parameter.
     """
     concepts = texts.concepts_of(concept)
-    targets, kept = texts.targets_of(target, concepts), texts.listed(preserve or [" "], "preserve")[:anchors]
+    targets = texts.targets_of(target, concepts)
     solver.whole(gate=gate, degenerate=degenerate, update=update, anchors=anchors)
+    kept = texts.listed(preserve or [" "], "preserve")[:anchors]
+    check_templates(templates)
     solver.positive(spread, "spread")
     solver.fraction(start, "start")
     families.check_tokens_alone(pipe)
@@ -101,7 +105,8 @@ def erase(
             g = torch.tensor([math.log(99) / spread, share.mean() + deviations * share.std()])
             state |= {f"{name}.{k}.{n}": one for name, one in zip("mVtTbSg", (m, V, t, T, b, S, g), strict=True)}
     numbers = {"gate": gate, "degenerate": degenerate, "update": update, "deviations": deviations, "spread": spread}
-    provenance = {**origin(pipe), "method": "gloce", "concepts": concepts, "target": targets, "preserve": kept}
+    numbers |= {"anchors": anchors, "bf16": bf16}
+    provenance = {**origin(pipe), "method": "gloce", "concepts": concepts, "target": targets, "preserve": preserve}
     provenance |= {**numbers, "templates": list(templates), "steps": steps, "guidance": guidance, "seed": seed}
     provenance["evaluations"] = 2 * steps * (len(kept) + 2 * len(concepts) * len(templates))
     return Hooks("gloce", {name: one.float() for name, one in state.items()}, {"start": start}, provenance)
@@ -114,5 +119,5 @@ def main(rows: Tensor, rank: int) -> Tensor:
 
 def outputs(pipe: DiffusionPipeline, prompts: list[str], seed: int, **how) -> list[Tensor]:
     """The outputs of each layer attn2 for prompts, at all pixels and steps of drawing: (rows, d) float64 each."""
-    found = watched(pipe, prompts, seed, lambda _, out: solver.precise(out.flatten(0, 1)), **how)
+    found = attended(pipe, prompts, seed, lambda _, out: solver.precise(out.flatten(0, 1)), **how)
     return list(found.values())

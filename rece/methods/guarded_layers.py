@@ -1,5 +1,7 @@
 """The guarded eraser layer by layer: an orthogonal projection of each layer's own answers (ours)."""
 
+import warnings
+
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
@@ -33,7 +35,8 @@ def erase(
     solver.whole(rank=1 if rank is None else rank)
     left_out = []
     if preserve is None:
-        left_out = guarding.guard(pipe, concepts, progress=progress).provenance["left_out"]
+        with warnings.catch_warnings(action="ignore"):  # those about the concepts were given
+            left_out = guarding.guard(pipe, concepts, progress=progress).provenance["left_out"]
     kept = [text for text in texts.everyday() if text not in left_out] if preserve is None else preserve
     PP = texts.encode_gram(pipe, [" ", ""]) / 2
     if kept:
@@ -47,7 +50,7 @@ def erase(
         U = directions(W, PP.to(W.device), R.to(W.device), mu, min(rank or len(concepts), max(1, len(W) // 2)))
         changes[f"{families.part(pipe)}.{name}.weight"] = ((-U).float(), (U.T @ W).float())
     provenance = {**origin(pipe), "method": "guarded_layers", "concepts": concepts, "target": targets}
-    provenance |= {"preserve": preserve, "left_out": left_out, "mu": mu, "rank": rank, "evaluations": 0}
+    provenance |= {"preserve": preserve, "left_out": left_out, "mu": mu, "rank": rank}
     return Weights(changes, provenance)
 
 

@@ -15,6 +15,7 @@ from torch.nn.functional import mse_loss
 
 from rece import solver, texts
 from rece.edits import Weights
+from rece.methods._tokens import ids
 from rece.methods._training import Pupil, Training
 
 SETTINGS = Training(iterations=30, lr=1e-4)
@@ -33,8 +34,8 @@ def erase(
     """Train the attention and the MLP of the encoder's first layer, so that the last layer's self-attention answers
     each concept's name with `scale` times a random direction (toward="random"), or as it answered its target.
 
-    All concepts at once, every position. preserve has no place in it. training: see `Training`; of these the sampler's
-    numbers have no place.
+    All concepts at once, every position. preserve is not used. training: see `Training`; the
+    sampler's numbers are not used.
     """
     pupil = Pupil(pipe, concept, replace(SETTINGS, **training))
     solver.positive(scale, "scale")
@@ -61,7 +62,6 @@ def misdirected(pipe: DiffusionPipeline, encoder: torch.nn.Module, prompts: list
     """What the self-attention of an encoder's last layer answers to prompts, (n, positions, d)."""
     found = []
     last = next(module for name, module in reversed(list(encoder.named_modules())) if name.endswith("self_attn"))
-    ids = pipe.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     with last.out_proj.register_forward_hook(lambda module, args, output: found.append(output)):
-        encoder(ids.to(encoder.device))
+        encoder(ids(pipe, prompts))
     return found[0]

@@ -2,7 +2,7 @@
 
 arXiv 2306.03819. It was published for what classifiers and language models hold; to use it on a prompt's tokens is
 ours. A map has no constant, so tokens are not centred before it. The guarantee holds all the same: it is of
-covariances.
+covariances. Of a model that reads a pooled embedding too, that stays as it is.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rece import layers, solver, texts
 from rece.eraser import Eraser, origin
-from rece.methods._tokens import TEMPLATES, framed
+from rece.methods._tokens import TEMPLATES, check_templates, framed
 
 
 def erase(
@@ -28,17 +28,18 @@ def erase(
 
     Tokens: the last words of the concepts and of `preserve`, each in all templates; a token is of one concept, or of
     none. ridge: added to A, in units of its mean eigenvalue; where it is 0, directions in which no token varies stay.
-    target has no place in it. Raises ValueError naming the parameter.
+    target is not used. Raises ValueError naming the parameter.
     """
     concepts = texts.concepts_of(concept)
     kept = texts.listed(preserve or [], "preserve")
     solver.positive(ridge, "ridge", or_zero=True)
+    check_templates(templates)
     if not kept:
-        raise ValueError("preserve must hold a text at least: a concept is told from what it is not")
+        raise ValueError("preserve must hold at least one text: LEACE needs tokens that are not the concept")
     X = framed(pipe, [*concepts, *kept], templates).to(layers.gram(pipe).device)
     Z = torch.eye(len(X), len(concepts)).to(X).repeat_interleave(len(templates), 0)
     provenance = {**origin(pipe), "method": "leace", "concepts": concepts, "preserve": preserve, "ridge": ridge}
-    provenance |= {"templates": list(templates), "evaluations": 0}
+    provenance["templates"] = list(templates)
     return Eraser(projection(X.flatten(0, 1), Z, ridge), provenance)
 
 

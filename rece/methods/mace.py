@@ -3,7 +3,8 @@ picture (Lu et al., CVPR 2024, arXiv 2403.06135).
 
 Not reproduced: masks by Grounded-SAM; here they come from the original's own attention, see `where`. The thirty
 prompts around each concept are a few templates. The cached COCO captions are `preserve`, and the list of a domain is
-left out.
+left out. The words before the concept are left out of the closed form. LoRA's loss and its mask take only the last
+token of the concept.
 """
 
 from dataclasses import replace
@@ -15,7 +16,9 @@ from torch.nn.functional import interpolate
 
 from rece import layers, solver, texts
 from rece.edits import Weights
-from rece.methods._training import Pupil, Training, attention, where
+from rece.methods._tokens import check_templates, last_in
+from rece.methods._training import Pupil, Training
+from rece.methods._watching import attention, where
 
 SETTINGS = Training(iterations=50, lr=1e-5, guidance=7.5)
 TEMPLATES = ("a photo of the {}", "a picture of a {}", "{} in the street", "a {} on a table", "a drawing of the {}")
@@ -33,22 +36,25 @@ def erase(
     templates: tuple[str, ...] = TEMPLATES,
     **training,
 ) -> Weights:
-    """Edit the keys and values in three steps, see `refined`, `forgotten` and `fused`.
+    """Edit the keys and values in three steps: `solver.edit_map` (equation 3), `forgotten` and `fused`.
 
     lamb: of the first and the last step, how strongly weights stay. prior: the weight of preserved tokens there.
     pictures: of each concept, by the original, that the LoRAs learn from. training: see `Training`; iterations are
-    those of each concept. A checkpoint is one file per concept.
+    those of each concept. A checkpoint is one file per concept. A killed run
+    repeats concepts that were finished.
     """
     settings = replace(SETTINGS, **training)
     pupil = Pupil(pipe, concept, settings)
-    solver.positive(lamb, "lamb", or_zero=True)
+    solver.positive(lamb, "lamb")
     solver.positive(prior, "prior", or_zero=True)
+    solver.whole(pictures=pictures)
+    check_templates(templates)
     targets = texts.targets_of(target, pupil.concepts)
-    PP = prior * texts.encode_gram(pipe, preserve, progress=False) if preserve and prior else 0.0
+    PP = prior * texts.encode_gram(pipe, preserve, progress=False) if preserve and prior else None
     around = [rows_of(pipe, name, aim, templates) for name, aim in zip(pupil.concepts, targets, strict=True)]
     device = layers.gram(pipe).device
     E, F = (torch.cat([pair[n] for pair in around]).to(device) for n in (0, 1))
-    M = refined(E, F, PP, lamb)
+    M = solver.edit_map(E, F, PP, lamb=lamb)
     weights = {name: solver.precise(W) for name, W in layers.originals(pipe).items()}
     first = {name: (W @ M).float() for name, W in weights.items()}
     numbers = {"target": targets, "preserve": preserve, "lamb": lamb, "prior": prior, "pictures": pictures}
@@ -57,7 +63,7 @@ def erase(
     for n, name in enumerate(pupil.concepts):
         path = None if settings.checkpoint is None else f"{settings.checkpoint}.{n}"
         one = Pupil(pipe, name, replace(settings, checkpoint=path))
-        loras.append(forgotten(one, first, name, numbers))
+        loras.append(forgotten(one, first, numbers))
         spent += one.evaluations
     Cs = [texts.encode(pipe, [t.format(name) for t in templates]).flatten(0, 1).to(device) for name in pupil.concepts]
     found = fused(loras, Cs, PP, lamb)
@@ -75,30 +81,20 @@ def rows_of(pipe: DiffusionPipeline, concept: str, target: str, templates) -> tu
     for template in templates:
         asked, aim = (template.format(text) for text in (concept, target))
         C, T = texts.encode(pipe, [asked, aim])
-        i, j = (last_of(pipe, template, text) + 1 for text in (concept, target))
+        i, j = (last_in(pipe, template, text) + 1 for text in (concept, target))
         n = min(len(C) - i, len(T) - j)
         E.append(C[i : i + n])
         F.append(T[j : j + n])
     return torch.cat(E), torch.cat(F)
 
 
-def last_of(pipe: DiffusionPipeline, template: str, text: str) -> int:
-    """The position of the last word of a text that stands in a template."""
-    return texts.last_word(pipe, template[: template.index("{}")] + text)
-
-
-def refined(E: Tensor, F: Tensor, PP: Tensor | float, lamb: float) -> Tensor:
-    """The map that sends E, tokens around the concept, to F, those around its target (equation 3): (d, d)."""
-    eye = torch.eye(E.shape[1], dtype=E.dtype, device=E.device)
-    return torch.linalg.solve(E.T @ E + PP + lamb * eye, E.T @ F + PP + lamb * eye).T
-
-
-def forgotten(pupil: Pupil, weights: dict[str, Tensor], name: str, numbers: dict) -> dict:
+def forgotten(pupil: Pupil, weights: dict[str, Tensor], numbers: dict) -> dict:
     """A LoRA of rank one for each layer's weights, (out, 1) and (1, d): with it the layers attn2 look less at the
     concept's last word and at the end of the prompt, where the original sees the concept (equation 5)."""
-    pipe, unet, templates, pictures = pupil.pipe, pupil.copied("unet"), numbers["templates"], numbers["pictures"]
+    pipe, unet, (name,) = pupil.pipe, pupil.copied("unet"), pupil.concepts
+    templates, pictures = numbers["templates"], numbers["pictures"]
     asked = [template.format(name) for template in templates]
-    c, words = pupil.encode(asked), [last_of(pipe, template, name) for template in templates]
+    c, words = pupil.encode(asked), [last_in(pipe, template, name) for template in templates]
     ends = [texts.last_word(pipe, text) + 1 for text in asked]
     drawn = pupil.pictures(asked, pictures)
     random, loras = torch.Generator().manual_seed(pupil.settings.seed), {}
@@ -133,11 +129,11 @@ def forgotten(pupil: Pupil, weights: dict[str, Tensor], name: str, numbers: dict
     return {layer: tuple(side.detach() for side in sides) for layer, sides in loras.items()}
 
 
-def fused(loras: list[dict], Cs: list[Tensor], PP: Tensor | float, lamb: float) -> dict[str, Tensor]:
+def fused(loras: list[dict], Cs: list[Tensor], PP: Tensor | None, lamb: float) -> dict[str, Tensor]:
     """One change of each layer's weights that answers the tokens Cs[i] of every concept as its LoRA does (equation 8):
     (out, d) by layer."""
     eye = torch.eye(Cs[0].shape[1], dtype=Cs[0].dtype, device=Cs[0].device)
-    total = sum(C.T @ C for C in Cs) + PP + lamb * eye
+    total = sum(C.T @ C for C in Cs) + (0.0 if PP is None else PP) + lamb * eye
     return {
         name: sum(
             torch.linalg.solve(total, C.T @ C @ (lora[name][0] @ lora[name][1]).to(C).T).T

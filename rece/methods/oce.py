@@ -12,7 +12,7 @@ from torch import Tensor
 from rece import layers, solver, texts
 from rece.edits import Weights
 from rece.eraser import origin
-from rece.methods._tokens import TEMPLATES, framed, spanned
+from rece.methods._tokens import TEMPLATES, check_templates, framed, spanned, values
 
 
 def erase(
@@ -27,36 +27,38 @@ def erase(
     templates: tuple[str, ...] = TEMPLATES,
     progress: bool = True,
 ) -> Weights:
-    """W' = R W in every layer of values: R is the rotation nearest to -a E (I - A) + b W P W^T + lamb W W^T.
+    """W' = R W in every layer of values: R is that of `rotation` for the sum -a E (I - A) + b W P W^T + lamb W W^T.
 
     E and A project on the layer's answers to the last words of the concepts and of their targets, each in all
     templates. P is the mean of p p^T over the tokens of `preserve`. a: erase_scale; b: preserve_scale; the paper's p,
-    which keeps single words, is 0 for objects and left out. Raises ValueError naming the parameter.
+    which keeps single words, is 0 for objects and left out. Raises ValueError or TypeError naming the
+    parameter.
     """
     concepts = texts.concepts_of(concept)
     targets, kept = texts.targets_of(target, concepts), texts.listed(preserve or [], "preserve")
     numbers = {"erase_scale": erase_scale, "preserve_scale": preserve_scale, "lamb": lamb}
     for name, value in numbers.items():
         solver.positive(value, name, or_zero=name != "lamb")
+    check_templates(templates)
+    weights = values(pipe)
     device, changes = layers.gram(pipe).device, {}
     C = framed(pipe, concepts, templates).flatten(0, 1).to(device)
     A = framed(pipe, list(dict.fromkeys(targets)), templates).flatten(0, 1).to(device)
-    PP = texts.encode_gram(pipe, kept, progress=progress).to(device) if kept else torch.zeros(len(C.T)).to(C).diag()
+    PP = texts.encode_gram(pipe, kept, progress=progress).to(device) if kept else C.new_zeros(len(C.T), len(C.T))
     PP = PP / max(1, len(kept) * texts.positions(pipe))
-    for name, weight in layers.originals(pipe).items():
-        if name.endswith("to_v"):
-            W = solver.precise(weight)
-            R = rotation(W, C, A, PP, **numbers)
-            changes[f"unet.{name}.weight"] = (R @ W - W).float()
+    for name, weight in weights.items():
+        W = solver.precise(weight)
+        R = rotation(W, C, A, PP, **numbers)
+        changes[f"unet.{name}.weight"] = (R @ W - W).float()
     provenance = {**origin(pipe), "method": "oce", "concepts": concepts, "target": targets, "preserve": preserve}
-    return Weights(changes, provenance | {**numbers, "templates": list(templates), "evaluations": 0})
+    return Weights(changes, provenance | {**numbers, "templates": list(templates)})
 
 
 def rotation(
     W: Tensor, C: Tensor, A: Tensor, PP: Tensor, erase_scale: float, preserve_scale: float, lamb: float
 ) -> Tensor:
-    """R of one layer, (out, out), see `erase`: U V^T of the singular value decomposition of its sum. Where that turns
-    space inside out, the last column changes its sign."""
+    """R of one layer, (out, out), see `erase`: U V^T of the singular value decomposition of its sum. Its last column
+    changes sign if needed to make it a rotation."""
     E, aims = spanned(C @ W.T), spanned(A @ W.T)
     away = E @ (E.T - E.T @ aims @ aims.T)
     U, _, right = torch.linalg.svd(-erase_scale * away + preserve_scale * W @ PP @ W.T + lamb * W @ W.T)

@@ -1,18 +1,18 @@
 """Pruning under ESD's loss: a mask of weights is learnt, and no weight (after Yang, Cao and Xu, arXiv 2405.16534).
 
-The paper publishes no code, and the text that could be had names neither the layers, nor the relaxation, nor the
-optimiser. These are our own: masked are the weights of layers that read the prompt and of feed-forward layers; a mask
-is the sign of a number that is learnt, with the gradient of its sigmoid; each begins at 1, and a penalty on how much
-is masked holds it there. So this row is P-ESD's idea, and not its measurement.
+The paper publishes no code. Its text, as far as it was reached, does not name the layers, the relaxation or the
+optimiser. These are our own choices. The weights of layers that read the prompt and of feed-forward layers are masked.
+A mask is the sign of a number that is learnt, with the gradient of its sigmoid. Each number begins at 1. A penalty on
+how much is masked holds it there. So this is P-ESD's idea, and not a measurement of P-ESD.
 """
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from rece import solver
 from rece.edits import Weights
 from rece.methods import _esd
 from rece.methods._training import Pupil, Training
@@ -30,11 +30,13 @@ def erase(
     penalty: float = 1.0,
     **training,
 ) -> Weights:
-    """Learn which weights of attn2 and of feed-forward layers become zero. target and preserve have no place in it.
+    """Learn which weights of attn2 and of feed-forward layers become zero. target and preserve are not used.
 
     penalty: of the mean share that is masked, as its sigmoid counts it. training: see `Training`; lr is that of the
     masks' numbers.
     """
+    solver.positive(eta, "eta")
+    solver.positive(penalty, "penalty", or_zero=True)
     pupil = Pupil(pipe, concept, replace(SETTINGS, **training))
     kept = pupil.learn("unet", lambda name: name.endswith(".weight") and (".attn2." in name or ".ff.net." in name))
     weights = {name: one.detach().clone() for name, one in kept.items()}
@@ -44,7 +46,7 @@ def erase(
     def masked(z, times, encoder_hidden_states):
         found = {name: weights[name] * mask(one) for name, one in kept.items()}
         given = {"encoder_hidden_states": encoder_hidden_states}
-        return SimpleNamespace(sample=torch.func.functional_call(pupil.unet, found, (z, times), given).sample)
+        return torch.func.functional_call(pupil.unet, found, (z, times), given)
 
     def loss(random: torch.Generator) -> Tensor:
         share = sum((-one).sigmoid().sum() for one in kept.values()) / sum(one.numel() for one in kept.values())

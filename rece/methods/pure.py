@@ -9,11 +9,11 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from rece import layers, solver, texts
+from rece import families, layers, solver, texts
 from rece.edits import Weights
 from rece.eraser import origin
-from rece.methods._tokens import TEMPLATES
-from rece.methods._watching import watched
+from rece.methods._tokens import TEMPLATES, check_templates
+from rece.methods._watching import attended
 
 
 def erase(
@@ -34,14 +34,19 @@ def erase(
 ) -> Weights:
     """W' = (I - F (I - R)) W in every layer that reads tokens.
 
-    F projects on the fewest singular directions that hold a share `forget` of the layer's mean answers, over pixels,
-    at every step of drawing the concepts in all templates. R: the same of the first `anchors` texts of `preserve`, and
-    `retain`. target has no place in it. Raises ValueError naming the parameter.
+    F projects on the fewest singular directions, at least one, that hold a share `forget` of the layer's mean answers,
+    over pixels, at every step of drawing the concepts in all templates. R: the same of the first `anchors` texts of
+    `preserve`, and `retain`. target is not used. Raises ValueError naming the parameter, TypeError if there is no
+    UNet.
     """
     concepts = texts.concepts_of(concept)
-    kept = texts.listed(preserve or [], "preserve")[:anchors]
     for name, value in {"forget": forget, "retain": retain}.items():
         solver.fraction(value, name)
+    solver.whole(anchors=anchors)
+    kept = texts.listed(preserve or [], "preserve")[:anchors]
+    check_templates(templates)
+    if families.part(pipe) != "unet":
+        raise TypeError("pipe must have a UNet")
     how = {"steps": steps, "guidance": guidance, "bf16": bf16, "progress": progress}
     asked = [template.format(text) for text in concepts for template in templates]
     found, held = (answered(pipe, prompts, seed, **how) if prompts else {} for prompts in (asked, kept))
@@ -52,11 +57,13 @@ def erase(
         changes[f"unet.{name}.weight"] = ((-F).float(), (F.T @ W - F.T @ R @ R.T @ W).float())
     provenance = {**origin(pipe), "method": "pure", "concepts": concepts, "preserve": preserve, "anchors": anchors}
     provenance |= {"forget": forget, "retain": retain, "templates": list(templates), "steps": steps, "seed": seed}
-    return Weights(changes, provenance | {"guidance": guidance, "evaluations": 2 * steps * len([*asked, *kept])})
+    return Weights(
+        changes, provenance | {"guidance": guidance, "bf16": bf16, "evaluations": 2 * steps * len([*asked, *kept])}
+    )
 
 
 def main(rows: Tensor, share: float) -> Tensor:
-    """The fewest right singular vectors of rows that hold this share of their squared size: (out, r)."""
+    """The fewest right singular vectors of rows, one or more, that hold this share of their squared size: (out, r)."""
     _, sizes, right = torch.linalg.svd(rows, full_matrices=False)
     held = sizes.square().cumsum(0) / sizes.square().sum()
     return right[: int((held < share).sum()) + 1].T
@@ -65,4 +72,4 @@ def main(rows: Tensor, share: float) -> Tensor:
 def answered(pipe: DiffusionPipeline, prompts: list[str], seed: int, **how) -> dict[str, Tensor]:
     """What attention answers in the mean over pixels, at each step of drawing: by the layer's name, (steps x prompts,
     out) float64."""
-    return watched(pipe, prompts, seed, lambda read, _: solver.precise(read.mean(1)), **how)
+    return attended(pipe, prompts, seed, lambda read, _: solver.precise(read.mean(1)), **how)

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from rece import families
+from rece import families, solver
 from rece.edits import Weights
 from rece.methods import _esd
 from rece.methods._training import Pupil
@@ -35,10 +35,14 @@ def erase(
 
     delta: begins uniform in [-epsilon, epsilon], then attack_steps steps of epsilon / 4 along the sign of the gradient
     make the model that learns predict the noise that the latents began as; after each step it is cut to
-    [-epsilon, epsilon], and c + delta to the range of c's numbers. target and preserve have no place in it.
+    [-epsilon, epsilon], and c + delta to the range of c's numbers. target and preserve are not used.
     training: see `Training`.
     """
     settings = replace(SETTINGS, **training)
+    solver.positive(eta, "eta")
+    solver.positive(epsilon, "epsilon")
+    solver.whole(attack_steps=attack_steps)
+    solver.whole(least=0, start=start)
     pupil = Pupil(pipe, concept, replace(settings, iterations=start + settings.iterations))
     pupil.learn("unet", lambda name: "attn2" in name)
 
@@ -47,7 +51,7 @@ def erase(
 
     numbers = {"eta": eta, "epsilon": epsilon, "attack_steps": attack_steps, "start": start}
     pupil.train("race", lambda random: _esd.loss(pupil, pupil.unet, eta, random, disturb), numbers)
-    return pupil.changes("race", **numbers)
+    return pupil.changes("race", iterations=settings.iterations, **numbers)
 
 
 def disturbed(pupil: Pupil, c: Tensor, z: Tensor, time: Tensor, noise: Tensor, random, epsilon: float, steps: int):

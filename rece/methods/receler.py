@@ -12,9 +12,10 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.nn.functional import gelu, interpolate, mse_loss
 
-from rece import families, texts
+from rece import families, solver, texts
 from rece.edits import Hooks
-from rece.methods._training import Pupil, Training, attention, where
+from rece.methods._training import Pupil, Training
+from rece.methods._watching import attention, where
 
 SETTINGS = Training(iterations=500, lr=3e-4)
 
@@ -61,13 +62,16 @@ def erase(
     locality: float = 0.1,
     **training,
 ) -> Hooks:
-    """Train the small networks, of `hidden` units each; the model stays as it is. target and preserve have no place.
+    """Train the small networks, of `hidden` units each; the model stays as it is. target and preserve are not used.
 
     Each iteration draws latents z as ESD does. `words` rows after the concept's own tokens then learn, for
     attack_steps steps, to make the hooked model predict what the original predicts for the concept. With them the
     networks learn ESD's target, and to say little (weight `locality`) where the original sees no concept: outside of
     the mask of its attention, see `where`. training: see `Training`.
     """
+    for name, value in {"eta": eta, "attack_lr": attack_lr, "locality": locality}.items():
+        solver.positive(value, name, or_zero=name == "locality")
+    solver.whole(hidden=hidden, words=words, attack_steps=attack_steps)
     pupil = Pupil(pipe, concept, replace(SETTINGS, **training))
     unet = pupil.copied("unet")
     widths = [layer.to_out[0].out_features for name, layer in unet.named_modules() if name.endswith(".attn2")]
@@ -78,12 +82,11 @@ def erase(
         state |= {f"up.{n}": torch.zeros(width, hidden), f"outer.{n}": torch.zeros(width)}
     hook = Hook(state).to(pupil.device)
     pupil.learnt = dict(hook.named_parameters())
-    said = {}
+    said, known = {}, [(pupil.encode([name]), texts.last_word(pipe, name)) for name in pupil.concepts]
     hook.attach_to(unet, said)
 
     def loss(random: torch.Generator) -> Tensor:
-        name = pupil.concepts[int(torch.randint(len(pupil.concepts), (), generator=random))]
-        c, last = pupil.encode([name]), texts.last_word(pipe, name)
+        c, last = known[int(torch.randint(len(known), (), generator=random))]
         z, time, _ = pupil.sampled(unet, c, random)
         shares = attention(pipe.unet, lambda: pupil.original(z, time, c))
         seen = where(shares, range(1, last + 1), z.shape[-1])

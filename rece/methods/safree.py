@@ -2,7 +2,8 @@
 2410.12761).
 
 Not reproduced: the filter that ends the projection after some steps, so that it acts in all of them, and the weights
-of frequencies in the UNet. The concept's phrases are templates around it. `ends` is ours.
+of frequencies in the UNet. The concept's phrases are templates around it. The pooled embedding is here the row of the
+last position. `ends` is ours.
 """
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from rece import families, solver, texts
 from rece.edits import Hooks
 from rece.eraser import origin
-from rece.methods._tokens import TEMPLATES, spanned
+from rece.methods._tokens import TEMPLATES, check_templates, spanned
 
 PART = "text_encoder"
 
@@ -23,7 +24,8 @@ class Hook(torch.nn.Module):
     The summary of a prompt is the row of its last position, which has read all others. C projects on the summaries of
     the concept's phrases, P on those of the prompt with one token masked. A token is a trigger where without it the
     summary is further from C's span than (1 + alpha) times the mean over the prompt's other tokens. ends: the rows
-    after a prompt's words count as triggers where one of its words does.
+    after a prompt's words count as triggers where one of its words does. A prompt of a single token stays as it is:
+    there is no other to compare with.
     """
 
     def __init__(self, state: dict[str, Tensor], alpha: float, ends: bool):
@@ -35,7 +37,7 @@ class Hook(torch.nn.Module):
         encoder = pipe.text_encoder
         embeddings = next(one for name, one in encoder.named_modules() if name.rpartition(".")[2] == "embeddings")
         plain = encoder.get_input_embeddings().weight
-        end = pipe.tokenizer.eos_token_id
+        fillers = {pipe.tokenizer.eos_token_id, pipe.tokenizer.pad_token_id}
 
         def read(_, args, found: Tensor) -> Tensor:
             self.seen = found if self.masked is None else self.masked
@@ -46,7 +48,7 @@ class Hook(torch.nn.Module):
                 return found
             seen, rows = self.seen, found[0]
             places = embeddings.position_embedding.weight[: seen.shape[1]]
-            written = (seen - places - plain[end]).abs().amax(2) > 1e-6
+            written = torch.stack([(seen != plain[token] + places).any(2) for token in fillers]).all(0)
             written[:, 0] = False  # the token that begins every prompt
             without = rows.new_zeros(rows.shape)
             for place in written.any(0).nonzero().flatten().tolist():
@@ -70,14 +72,15 @@ class Hook(torch.nn.Module):
         C, own = self.basis.float(), without[written].float()
         if len(own) < 2:
             return rows
-        far = (own - own @ C @ C.T).norm(dim=1)
-        others = (far.sum() - far) / (len(far) - 1)
-        trigger = torch.zeros_like(written).index_put((written,), far > (1 + self.alpha) * others)
-        if self.ends and trigger.any():
-            trigger[written.nonzero().max() + 1 :] = True
-        V = spanned(own)
-        left = rows.float() @ V @ V.T
-        return torch.where(trigger[:, None], (left - left @ C @ C.T).to(rows.dtype), rows)
+        with torch.autocast(rows.device.type, enabled=False):
+            far = (own - own @ C @ C.T).norm(dim=1)
+            others = (far.sum() - far) / (len(far) - 1)
+            trigger = torch.zeros_like(written).index_put((written,), far > (1 + self.alpha) * others)
+            if self.ends and trigger.any():
+                trigger[written.nonzero().max() + 1 :] = True
+            V = spanned(own)
+            left = rows.float() @ V @ V.T
+            return torch.where(trigger[:, None], (left - left @ C @ C.T).to(rows.dtype), rows)
 
 
 def erase(
@@ -92,9 +95,10 @@ def erase(
     progress: bool = True,
 ) -> Hooks:
     """The hook on the text encoder, see `Hook`. Whoever feeds the model embeddings goes round it. target and preserve
-    have no place in it. Raises TypeError if the model reads more than tokens, ValueError naming the parameter."""
+    are not used. Raises TypeError if the model reads more than tokens, ValueError naming the parameter."""
     concepts = texts.concepts_of(concept)
     solver.positive(alpha, "alpha", or_zero=True)
+    check_templates(templates)
     families.check_tokens_alone(pipe)
     asked = [template.format(text) for text in concepts for template in templates]
     provenance = {**origin(pipe), "concepts": concepts, "method": "safree", "templates": list(templates)}

@@ -68,10 +68,12 @@ def erase(
     progress: bool = True,
 ) -> Hooks:
     """The hook that cuts the concepts out of every prompt, see `Hook`. The method's own names of its numbers are beta
-    and gamma. target and preserve have no place in it. Raises TypeError if the model reads more than tokens."""
+    and gamma. target and preserve are not used. Raises TypeError if the model reads more than tokens,
+    ValueError if it cannot read all concepts in one text, separated by commas."""
     concepts = texts.concepts_of(concept)
     solver.positive(width, "width")
     families.check_tokens_alone(pipe)
+    texts.check(pipe, concept=[", ".join(concepts)])
     state = {"named": texts.encode(pipe, concepts), "empty": texts.encode(pipe, [""])}
     settings = {"concepts": concepts, "threshold": threshold, "width": width}
     return Hooks(

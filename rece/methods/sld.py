@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from rece import families, texts
+from rece import families, solver, texts
 from rece.edits import Hooks
 from rece.eraser import origin
 from rece.methods._tokens import blank
@@ -21,7 +21,8 @@ class Hook(torch.nn.Module):
     e_p - e_s >= threshold. g = phi (e_s - e_u) + momentum nu, then nu becomes beta nu + (1 - beta) g. After the
     warm-up g is taken from e_p, so that guidance w draws e_u + w (e_p - e_u - g). (Equations 3 to 8.)
     A pass without guidance, such as an attack's own, is left as it is: its rows are not the same latents twice, for ""
-    and for the prompt. nu begins at 0 with every drawing: where a step is not later than the last.
+    and for the prompt. nu begins at 0 with every drawing: where a step is not later than the last. A time that a
+    sampler repeats in one drawing, such as the second of PNDM, counts as later.
     """
 
     def __init__(self, state: dict[str, Tensor], **settings: float):
@@ -31,7 +32,7 @@ class Hook(torch.nn.Module):
             self.register_buffer(name, state[name].clone())
 
     def attach(self, pipe: DiffusionPipeline) -> list:
-        scheduler, self.nu, self.step = pipe.scheduler, None, 0
+        scheduler, self.nu, self.step, self.passes = pipe.scheduler, None, 0, 0
         forward = families.model(pipe)
 
         def before(_, args, kwargs):
@@ -44,7 +45,9 @@ class Hook(torch.nn.Module):
                 embeds = torch.cat([embeds, self.safety.to(embeds).expand(n, -1, -1)])
                 now = torch.as_tensor(time).flatten()[0].cpu()
                 last, self.step = self.step, int((scheduler.timesteps > now).sum())
-                if self.step <= last or self.nu is not None and len(self.nu) != n:
+                repeats = self.step == last and self.passes < int((scheduler.timesteps == now).sum())
+                self.passes = self.passes + 1 if repeats else 1
+                if self.step <= last and not repeats or self.nu is not None and len(self.nu) != n:
                     self.nu = None
             return (sample, time, embeds), kwargs
 
@@ -84,14 +87,20 @@ def erase(
     warm_up: float = 0.2,
     progress: bool = True,
 ) -> Hooks:
-    """The safety text is the concepts, separated by commas. target and preserve have no place in it.
+    """The safety text is the concepts, separated by commas. target and preserve are not used.
 
     scale, threshold, momentum, beta: see `Hook`; the method's own names are s_S, lambda, s_m and beta_m. warm_up: the
     share of steps before it acts. Every step costs three rows of the model instead of two.
-    Raises TypeError if the model reads more of a prompt than tokens.
+    Raises TypeError if the model reads more of a prompt than tokens, ValueError naming the parameter.
     """
     concepts = texts.concepts_of(concept)
-    families.check_tokens_alone(pipe)
-    state = {"safety": texts.encode(pipe, [", ".join(concepts)]), "empty": texts.encode(pipe, [""])}
     settings = {"scale": scale, "threshold": threshold, "momentum": momentum, "beta": beta, "warm_up": warm_up}
+    for name, value in settings.items():
+        solver.positive(value, name, or_zero=name != "scale")
+    solver.fraction(beta, "beta")
+    solver.fraction(warm_up, "warm_up")
+    families.check_tokens_alone(pipe)
+    safety = ", ".join(concepts)
+    texts.check(pipe, concept=[safety])
+    state = {"safety": texts.encode(pipe, [safety]), "empty": texts.encode(pipe, [""])}
     return Hooks("sld", state, settings, {**origin(pipe), "concepts": concepts, "method": "sld"})

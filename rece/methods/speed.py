@@ -1,8 +1,8 @@
 """SPEED: values are edited in the null space of what is preserved (Li et al., ICLR 2026, arXiv 2503.07392).
 
 In closed form, layer by layer, and of each layer the values alone, as its code does by default. Not reproduced: the
-published lists of preserved concepts; here they are `preserve`, by default none, so that the noise of `augment` has
-nothing to begin from and only "" is invariant.
+published lists of preserved concepts; here they are `preserve`. By default there are none: then `augment` does
+nothing, and only tokens of "" stay.
 """
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from rece import layers, solver, texts
 from rece.edits import Weights
 from rece.eraser import origin
+from rece.methods._tokens import values
 
 
 def erase(
@@ -42,21 +43,23 @@ def erase(
     numbers = {"ridge": ridge, "lamb": lamb, "least": least}
     for name, value in numbers.items():
         solver.positive(value, name)
+    solver.whole(least=0, augment=augment)
+    solver.whole(least=0, most=2**31, seed=seed)
+    weights = values(pipe)
     scale = texts.token_scale(pipe, "tokens") if relative else 1.0
     some = texts.listed(preserve or [], "preserve")
     device = layers.gram(pipe).device
     C, A, R = (texts.at_last_words(pipe, part).to(device) if part else None for part in (concepts, targets, some))
     K = invariant(texts.encode(pipe, [""])[0].to(device))
     random, changes = torch.Generator().manual_seed(seed), {}
-    for name, weight in layers.originals(pipe).items():
-        if name.endswith("to_v"):
-            W = solver.precise(weight)
-            kept = None if R is None else retained(W, C, A, R, ridge * scale, augment, random)
-            P = null_space(kept, least * scale, len(C.T)).to(C)
-            right = C @ P @ refined(C, P, K, ridge * scale, lamb * scale) / len(C)
-            changes[f"unet.{name}.weight"] = ((W @ (A - C).T).float(), right.float())
+    for name, weight in weights.items():
+        W = solver.precise(weight)
+        kept = None if R is None else retained(W, C, A, R, ridge * scale, augment, random)
+        P = null_space(kept, least * scale, len(C.T)).to(C)
+        right = C @ P @ refined(C, P, K, ridge * scale, lamb * scale) / len(C)
+        changes[f"unet.{name}.weight"] = ((W @ (A - C).T).float(), right.float())
     provenance = {**origin(pipe), "method": "speed", "concepts": concepts, "target": targets, "preserve": preserve}
-    provenance |= {**numbers, "augment": augment, "relative": relative, "seed": seed, "evaluations": 0}
+    provenance |= {**numbers, "augment": augment, "relative": relative, "seed": seed}
     return Weights(changes, provenance)
 
 

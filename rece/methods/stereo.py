@@ -1,7 +1,9 @@
 """STEREO: pseudo-words that bring the concept back are searched in turn, then all are erased at once (CVPR 2025).
 
 arXiv 2408.16807. Not reproduced: anchor prompts that a language model wrote; here `preserve`. Predictions with
-negative guidance are not normalised. Pictures are the original's own.
+negative guidance are not normalised. Pictures are the original's own. Both trainings of the UNet use Adam; the
+published ones use AdamW. Words count as their mean; the paper sums them. The last layers learn too, unlike those of
+ESD-u.
 """
 
 from dataclasses import replace
@@ -13,7 +15,7 @@ from torch.nn.functional import mse_loss
 
 from rece import solver, texts
 from rece.edits import Weights
-from rece.methods._tokens import TEMPLATES
+from rece.methods._tokens import TEMPLATES, check_templates, ids, last_in
 from rece.methods._training import Pupil, Training
 
 SETTINGS = Training(iterations=200, lr=2e-5)
@@ -41,13 +43,14 @@ def erase(
     `search` iterations at rate search_lr. Then it learns, for `inversion` steps of a batch, a pseudo-word with which
     that model denoises the original's `pictures`. At last the original is trained to predict, for one of the words,
     e_u + strength (e_a - e_u) - strength mean_w (e_w - e_u): a is one text of `preserve`, w runs over all words.
-    target has no place in it. training: see `Training`; checkpoints are of the last part alone.
+    target is not used. training: see `Training`; checkpoints are of the last part alone.
     """
     settings = replace(SETTINGS, **training)
     solver.whole(rounds=rounds, search=search, inversion=inversion, pictures=pictures)
     for name, value in {"search_lr": search_lr, "inversion_lr": inversion_lr, "strength": strength}.items():
         solver.positive(value, name)
     kept = texts.listed(preserve or [], "preserve")
+    check_templates(templates)
     hunter = Pupil(pipe, concept, replace(settings, iterations=search, lr=search_lr, checkpoint=None))
     found = [hunter.encode([template.format(name) for template in templates]) for name in hunter.concepts]
     drawn = [hunter.pictures([t.format(name) for t in templates], pictures) for name in hunter.concepts]
@@ -56,7 +59,7 @@ def erase(
         words = list(found)
         hunter.train("stereo: search", lambda random, words=words: _loss(hunter, words, None, strength, random), {})
         for n, name in enumerate(hunter.concepts):
-            found.append(inverted(hunter, name, drawn[n], templates, inversion, inversion_lr, seed=turn))
+            found.append(inverted(hunter, name, drawn[n], templates, inversion, inversion_lr, settings.seed + turn))
     pupil = Pupil(pipe, concept, settings)
     pupil.learn("unet", _chosen)
     held = pupil.encode(kept) if kept else None
@@ -91,23 +94,22 @@ def inverted(
     d). At first it is the last token of the concept; the tokens before it stay."""
     pipe, encoder = pupil.pipe, pupil.pipe.text_encoder
     prompts = [template.format(concept) for template in templates]
-    ids = pipe.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    ids = ids.to(pupil.device)
-    at = [texts.last_word(pipe, template[: template.index("{}")] + concept) for template in templates]
+    tokens = ids(pipe, prompts)
+    at = [last_in(pipe, template, concept) for template in templates]
     slots = torch.tensor(at, device=pupil.device)[:, None]
-    soft = encoder.get_input_embeddings().weight[ids[0, at[0]]].detach().float().clone().requires_grad_()
+    soft = encoder.get_input_embeddings().weight[tokens[0, at[0]]].detach().float().clone().requires_grad_()
     adam, random = torch.optim.AdamW([soft], lr=lr), torch.Generator().manual_seed(seed)
 
     def read(rows: Tensor) -> Tensor:
         with texts.replaced(encoder, slots[rows], soft.expand(len(rows), 1, -1)):
-            return encoder(ids[rows])[0].to(pupil.unet.dtype)
+            return encoder(tokens[rows])[0].to(pupil.unet.dtype)
 
     with torch.enable_grad():
         for _ in range(steps):
             n = pupil.settings.batch_size
-            rows = torch.randint(len(ids), (n,), generator=random)
+            rows = torch.randint(len(tokens), (n,), generator=random)
             z, times, wanted = pupil.noised(drawn[torch.randint(len(drawn), (n,), generator=random)], random)
             (soft.grad,) = torch.autograd.grad(mse_loss(pupil.predict(pupil.unet, z, times, read(rows)), wanted), soft)
             adam.step()
     with torch.no_grad():
-        return read(torch.arange(len(ids)))
+        return read(torch.arange(len(tokens)))
