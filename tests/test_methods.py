@@ -1,5 +1,7 @@
 """Methods are found by name and are what they say."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -31,3 +33,28 @@ def test_unknown_method(pipe, name):
 def test_unknown_setting(pipe):
     with pytest.raises(TypeError, match="lamda"):
         methods.run("rece", pipe, "dog", lamda=1)
+
+
+@pytest.mark.parametrize("method", ["safer", "semantic_surgery"])
+def test_every_method_checks_the_texts_that_erase_checks(pipe, method):
+    wrong = {"concept: .* special": ("<|endoftext|>", {}), "concept: .* give it once": (["dog", "dog"], {})}
+    wrong |= {"target: .* names the concept": ("dog", {"target": "a dog"}), "concept must be": ("", {})}
+    for message, (concept, settings) in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            methods.run(method, pipe, concept, **settings)
+
+
+@pytest.mark.parametrize("carried", ["safer", "adavd"])
+def test_a_pipeline_that_carries_an_edit_is_refused(pipe, carried):
+    with methods.run(carried, pipe, "dog").on(pipe):
+        for method in ("leace", "rece", "esd_x"):
+            with pytest.raises(ValueError, match="pipe.unet carries an edit: remove it first"):
+                methods.run(method, pipe, "cat")
+
+
+@pytest.mark.parametrize("method", ["uce", "rece", "anchored", "guarded", "guarded_layers", "safer"])
+def test_a_warning_comes_once(pipe, method):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        methods.run(method, pipe, "dog.")
+    assert sum("ends in" in str(one.message) for one in found) == 1

@@ -3,8 +3,9 @@
 import math
 
 import pytest
+import tiny
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, PNDMScheduler
 from torch.nn.functional import mse_loss
 
 from rece import families, layers, methods, solver, texts
@@ -65,6 +66,8 @@ def test_a_rival_changes_what_it_may_and_is_taken_back_to_the_bit(pipe, method, 
     before = fingerprint(pipe)
     edit = methods.run(method, pipe, "dog", **numbers)
     assert fingerprint(pipe) == before, "the pipeline stays as it is"
+    parts = (pipe.unet, pipe.text_encoder, pipe.vae)
+    assert all(one.grad is None for part in parts for one in part.parameters())
     assert edit.parts(pipe) == (part,) and edit.provenance["method"] == method
     if may in KINDS:
         assert type(edit) is KINDS[may]
@@ -99,7 +102,82 @@ def test_a_rival_refuses_a_model_that_it_cannot_edit(xl, method):
         methods.run(method, xl, "dog")
 
 
+COUNT, POSITIVE, SHARE = "must be a whole number", "must be a .* finite number", "must be a number from 0 to 1"
+NAN = float("nan")
+WRONG = [
+    *[
+        (method, "eta", value, POSITIVE)
+        for method in ("esd_x", "esd_u", "race", "receler", "pruning")
+        for value in (NAN, -1.0)
+    ],
+    *[("esd_x", "seed", value, COUNT) for value in (-1, 0.5)],
+    *[("esd_x", "guidance", value, POSITIVE) for value in (-1.0, NAN)],
+    ("race", "epsilon", 0.0, POSITIVE),
+    ("race", "attack_steps", 0, COUNT),
+    ("race", "start", -1, COUNT),
+    *[("receler", name, 0, COUNT) for name in ("hidden", "words", "attack_steps")],
+    ("receler", "attack_lr", 0.0, POSITIVE),
+    ("receler", "locality", -1.0, POSITIVE),
+    ("pruning", "penalty", -1.0, POSITIVE),
+    ("pure", "anchors", -1, COUNT),
+    ("few_shot", "pictures", 0, COUNT),
+    ("mace", "pictures", 0, COUNT),
+    ("mace", "lamb", 0.0, POSITIVE),
+    ("concept_ablation", "pictures", 1, "must be a whole number, 2 or more"),
+    ("concept_prune", "ratio", 0.0, POSITIVE),
+    ("concept_prune", "first", 1.5, SHARE),
+    ("speed", "augment", -1, COUNT),
+    ("speed", "seed", -1, COUNT),
+    ("sld", "warm_up", 1.5, SHARE),
+    ("sld", "beta", 1.5, SHARE),
+    *[("sld", name, NAN, POSITIVE) for name in ("scale", "threshold", "momentum")],
+    ("adavd", "threshold", NAN, SHARE),
+    *[
+        (method, "templates", "a {}", "must be a list of texts")
+        for method in ("leace", "safer", "oce", "pure", "gloce")
+    ],
+    *[
+        (method, "templates", ["a dog"], "must be a list of texts")
+        for method in ("mace", "few_shot", "stereo", "safree")
+    ],
+    ("concept_prune", "templates", ["{} {}"], "must be a list of texts"),
+]
+
+
+@pytest.mark.parametrize(("method", "name", "value", "message"), WRONG)
+def test_a_wrong_number_is_named(pipe, method, name, value, message):
+    with pytest.raises(ValueError, match=f"{name} {message}"):
+        methods.run(method, pipe, ["dog", "cat"], preserve=["cup"], **{name: value})
+
+
+@pytest.mark.parametrize("method", ["speed", "oce", "pure", "concept_prune"])
+def test_a_rival_that_would_change_nothing_refuses(method):
+    with pytest.raises(TypeError, match="pipe must have (layers of values|a UNet)"):
+        methods.run(method, tiny.pixart(), "dog")
+
+
+def test_half_precision_does_not_learn(pipe):
+    with pytest.raises(ValueError, match="pipe must be in float32 to learn"):
+        methods.run("esd_x", pipe.to(torch.bfloat16), "dog", **SHORT)
+
+
+def test_provenance_holds_what_was_given(pipe):
+    """And what a picture depends on."""
+    assert methods.run("race", pipe, "dog", **RIVALS["race"][0]).provenance["iterations"] == SHORT["iterations"]
+    for method in ("gloce", "pure", "concept_prune"):
+        numbers = (
+            RIVALS[method][0] | {"preserve": ["cup", "sun"]} | ({} if method == "concept_prune" else {"anchors": 1})
+        )
+        found = methods.run(method, pipe, "dog", **numbers).provenance
+        assert found["bf16"] is False and found.get("preserve", ["cup", "sun"]) == ["cup", "sun"]
+
+
 # Training
+
+
+def test_a_sampler_does_not_clip_latents(pipe):
+    pipe.scheduler = PNDMScheduler()
+    assert not pupil_of(pipe).scheduler.config.clip_sample
 
 
 def pupil_of(pipe, **numbers):
@@ -343,6 +421,21 @@ def test_sld_begins_anew_with_every_drawing_wherever_its_sampler_starts(pipe):
     for one, two in zip(first, second, strict=True):
         assert torch.equal(one, two)
     torch.testing.assert_close(other[1][::2], first[1], rtol=1e-4, atol=1e-5)
+
+
+def test_sld_keeps_its_momentum_where_a_sampler_repeats_a_time(pipe, monkeypatch):
+    pipe.scheduler, began, away = PNDMScheduler(skip_prk_steps=True, steps_offset=1), [], sld.Hook.away
+    monkeypatch.setattr(sld.Hook, "away", lambda hook, *given: began.append(hook.nu is None) or away(hook, *given))
+    with methods.run("sld", pipe, "dog").on(pipe):
+        for _ in range(2):
+            generate(pipe, ["dog"], [0], steps=4, batch_size=1, progress=False)
+    assert began == [True, False, False, False, False] * 2
+
+
+@pytest.mark.parametrize("method", ["sld", "semantic_surgery"])
+def test_concepts_that_no_text_holds_together_are_refused(pipe, method):
+    with pytest.raises(ValueError, match="concept: .* tokens more than this model reads"):
+        methods.run(method, pipe, ["abcdefghijklmno", "pqrstuvwxyzabcd"])
 
 
 def test_receler_is_silent_at_first_and_speaks_outside_of_its_mask_at_a_price(pipe):

@@ -4,12 +4,13 @@ equation says, beside a literal second computation."""
 import math
 
 import pytest
+import tiny
 import torch
 from torch.nn.functional import mse_loss
 
 import rece
 from rece import layers, methods, texts
-from rece.methods import _tokens, adavd, adv_unlearn, double_projections, gloce, hirm, leace, oce, pure, stereo
+from rece.methods import _tokens, adavd, adv_unlearn, double_projections, gloce, hirm, leace, oce, pure, safree, stereo
 from rece.methods._training import Pupil, Training
 
 KEPT = ["cup", "sun", "red"]
@@ -36,6 +37,12 @@ def test_words_and_frames_are_the_tokens_they_say(pipe):
     torch.testing.assert_close(framed[:, 0], last(pipe, "dog", "cat"))
     at = texts.last_word(pipe, "a cat")
     torch.testing.assert_close(framed[1, 1], texts.encode(pipe, ["a cat b"])[0, at])
+
+
+def test_words_begin_where_a_tokenizer_opens_no_text():
+    pipe = tiny.pixart()
+    n = len(texts.ids(pipe, "a big dog")[0])
+    torch.testing.assert_close(_tokens.words(pipe, ["a big dog"]), texts.encode(pipe, ["a big dog"])[0, :n])
 
 
 def test_expanded_is_its_formula_and_becomes_the_projector():
@@ -332,6 +339,35 @@ def test_safree_is_its_formula_with_prompts_that_are_really_masked(pipe, ends):
         assert (wanted != own).any() == any(trigger)
 
 
+@pytest.mark.parametrize(("dtype", "pad"), [("float32", "!"), ("bfloat16", "<|endoftext|>"), ("float16", "!")])
+def test_safree_knows_words_from_what_fills_a_prompt(pipe, monkeypatch, dtype, pad):
+    pipe.tokenizer.pad_token, seen = pad, []
+    pipe.to(getattr(torch, dtype))
+    edit = methods.run("safree", pipe, "dog")
+    monkeypatch.setattr(safree.Hook, "cut", lambda hook, rows, without, written: seen.append(written) or rows)
+    with edit.on(pipe):
+        texts.encode(pipe, ["a red dog"])
+    assert seen[0].nonzero().flatten().tolist() == list(range(1, texts.last_word(pipe, "a red dog") + 1))
+
+
+def test_gates_compute_in_float32_under_autocast(pipe):
+    x, d = rows(1, 4, 32).float(), 32
+    state = {f"{name}.0.0": rows(d, *shape).float() for name, shape in zip("mVtTbS", ((), (1,)) * 3, strict=True)}
+    gate = gloce.Hook(state | {"g.0.0": torch.tensor([3.0, 0.2])}, 0.0)
+    layer = next(layer for name, layer in layers.prompt_layers(pipe).items() if name.endswith("to_v"))
+    values = adavd.Hook({"words": last(pipe, "dog").float()}, threshold=0.1, sharpness=5.0)
+    prompt = safree.Hook({"basis": _tokens.spanned(rows(2, d)).float()}, 0.0, True)
+    written = torch.tensor([False, True, True, False])
+    for act in (
+        lambda: gate.replaced(0, x),
+        lambda: values.shifted(layer, None, rows(1, 4, layer.out_features).float()),
+        lambda: prompt.cut(x[0], x[0] + 1, written),
+    ):
+        plain = act()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(act(), plain)
+
+
 def test_an_attack_through_a_gate_feels_it(pipe):
     """The slope of a loss by the embedding that a model with a gate is given differs from the original's."""
     z, e = torch.randn(1, 4, 8, 8), texts.encode(pipe, ["a dog"]).float()
@@ -361,6 +397,14 @@ def test_an_attack_on_free_tokens_passes_safree(pipe):
         torch.testing.assert_close(found, plain)
         found.sum().backward()
     assert word.grad.isfinite().all() and word.grad.any()
+
+
+def test_stereos_words_depend_on_its_seed(pipe, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(stereo, "inverted", lambda *given: seeds.append(given[-1]) or torch.zeros(1, 24, 32))
+    numbers = {"rounds": 2, "search": 1, "pictures": 1, "templates": ("a {}",), "iterations": 1, "steps": 2}
+    methods.run("stereo", pipe, "dog", seed=5, progress=False, **numbers)
+    assert seeds == [5, 6]
 
 
 def test_stereos_words_denoise_better_and_its_target_is_its_sum(pipe, monkeypatch):
