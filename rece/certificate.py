@@ -108,7 +108,7 @@ def certify(
 
     Computed in float64 on the device of the pipeline (CPU for MPS): a singular value decomposition of width d and an
     eigendecomposition of width d - 1 for everything. Raises ValueError or TypeError naming the parameter, or for an
-    eraser of another width. Source: ours.
+    eraser of another text space. Source: ours.
     """
     concepts = texts.concepts_of(concept)
     targets = texts.targets_of(target, concepts)
@@ -122,8 +122,10 @@ def certify(
         raise ValueError(
             f"shipped must be weights by layer name or one of {', '.join(layers.DTYPES)}, not {shipped!r}"
         )
-    if eraser is not None and len(eraser.map) != d:
-        raise ValueError(f"eraser must be for text width {d}, but is for {len(eraser.map)}")
+    if eraser is not None:
+        if len(eraser.map) != d:
+            raise ValueError(f"eraser must be for text width {d}, but is for {len(eraser.map)}")
+        eraser.fits(pipe)
     tables, minimisers = [], torch.zeros(0, d, dtype=torch.float64)
     for path in families.paths(pipe):
         Q, _ = layers.answers(pipe, path)

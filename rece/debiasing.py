@@ -8,7 +8,8 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
-from rece import layers, solver, texts
+from rece import solver, texts
+from rece.edits import check_unedited
 from rece.eraser import Eraser, origin
 from rece.images import generate
 
@@ -71,8 +72,7 @@ def debias(
     solver.flags(progress=progress)
     texts.check(pipe, concept=concepts, attributes=attributes, preserve=preserve or [])
     solver.positive(preserve_scale, "preserve_scale", or_zero=True)
-    if layers.fused(pipe) is not None:
-        raise ValueError("the pipeline carries an eraser: remove it before computing another one")
+    check_unedited(pipe)
 
     def last_tokens(words: list[str]) -> torch.Tensor:
         embeds = texts.encode(pipe, words)

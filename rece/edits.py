@@ -33,6 +33,13 @@ class Carried:
     handles: list
 
 
+def check_unedited(pipe: DiffusionPipeline) -> None:
+    """Raises ValueError if the pipeline carries an edit of any kind, TypeError if its kind is not supported."""
+    families.model(pipe)
+    if any(hasattr(part, CARRIED) or hasattr(part, layers.KEPT) for part in pipe.components.values()):
+        raise ValueError("the pipeline carries an eraser: remove it before computing another one")
+
+
 class Edit:
     """An edit of a pipeline that can be applied, taken back to the bit, saved and loaded.
 
@@ -109,8 +116,8 @@ class Edit:
         made_for = self.provenance.get("text_encoders")
         if made_for and texts.encoders(pipe) != made_for:
             raise ValueError(f"this eraser is for {made_for}, but the pipeline has {texts.encoders(pipe)}")
-        known = self.provenance.get("fingerprint")
-        if known and not solver.alike(known, texts.fingerprint(pipe)):
+        known, own = self.provenance.get("fingerprint"), texts.fingerprint(pipe)
+        if known and own and not solver.alike(known, own):  # a sequential offload hides the weights
             raise ValueError("this eraser is for a text encoder with other weights: make one for this pipeline")
 
 
@@ -205,7 +212,11 @@ class Weights(Carrying, kind="weights"):
         return pipe
 
     def readers(self, pipe: DiffusionPipeline, path: str = "tokens") -> dict[str, Tensor]:
-        """The changed weights of layers that read a path, by the layer's name: what `certify` takes as `shipped`."""
+        """The changed weights of layers that read a path, by the layer's name: what `certify` takes as `shipped`.
+
+        Raises ValueError if the pipeline carries an edit or is another one, as `apply` does.
+        """
+        self.fits(pipe)
         names = {f"{families.part(pipe)}.{name}.weight": name for name in layers.prompt_layers(pipe, path)}
         return {names[name]: self._changed(pipe, name) for name in self.changes if name in names}
 

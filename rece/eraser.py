@@ -59,18 +59,20 @@ class Eraser(Edit, kind="map"):
     def __matmul__(self, other: "Eraser") -> "Eraser":
         """a @ b: edit the weights by a, then the edited weights by b. W' = W a.map b.map.
 
-        The same order as the rounds of RECE. On prompt embeddings b's map acts first. Raises ValueError if widths
-        differ.
+        The same order as the rounds of RECE. On prompt embeddings b's map acts first. Raises ValueError if the
+        widths differ, or the text encoders that they were made for.
         """
         if not isinstance(other, Eraser):
             return NotImplemented
         if self.map.shape != other.map.shape:
             raise ValueError(f"cannot compose erasers of width {len(self.map)} and {len(other.map)}")
         pooled = [each.pooled for each in (self, other) if each.pooled is not None]
-        made_for = self.provenance.get("text_encoders")
-        if made_for and other.provenance.get("text_encoders", made_for) != made_for:
-            raise ValueError(f"cannot compose erasers made for {made_for} and {other.provenance['text_encoders']}")
-        provenance = {"text_encoders": made_for} if made_for else {}
+        provenance = {}
+        for name, same in {"text_encoders": list.__eq__, "fingerprint": solver.alike}.items():
+            known = [each.provenance[name] for each in (self, other) if each.provenance.get(name)]
+            if len(known) == 2 and not same(*known):
+                raise ValueError(f"cannot compose erasers made for text encoders that differ ({name})")
+            provenance |= {name: known[0]} if known else {}
         parts = [each.provenance.get("composed", [each.provenance]) for each in (self, other)]
         provenance["composed"] = [*parts[0], *parts[1]]
         composed = Eraser(
@@ -84,12 +86,25 @@ class Eraser(Edit, kind="map"):
 
     @cached_property
     def rank(self) -> int:
-        """How many directions of the token space the edit changes, at float32's resolution of the weights."""
-        return solver.factor(self.map)[0].shape[1]
+        """How many directions of the text space the edit changes, at float32's resolution of the weights.
+
+        Of two maps the larger number.
+        """
+        return max(U.shape[1] for U, _, _ in self._factors().values())
 
     def loss(self, rank: int) -> float:
-        """The relative Frobenius norm of what of map - I is lost if it is cut to `rank` directions."""
-        return solver.factor(self.map, rank)[2]
+        """The share of map - I, in the Frobenius norm, that is lost when it is cut to `rank` directions.
+
+        Of two maps the larger share.
+        """
+        return max(loss for _, _, loss in self._factors(rank).values())
+
+    def _factors(self, rank: int | None = None) -> dict[str, tuple[Tensor, Tensor, float]]:
+        """What `solver.factor` returns, by path; a rank above the pooled map's width is that width there."""
+        found = {"tokens": solver.factor(self.map, rank)}
+        if self.pooled is not None:
+            found["pooled"] = solver.factor(self.pooled, None if rank is None else min(rank, len(self.pooled)))
+        return found
 
     def report(self, pipe: DiffusionPipeline | None = None, others: list[str] | None = None) -> dict:
         """What is left of the erased concepts, and how far other texts move: in closed form, without a picture.
@@ -97,10 +112,11 @@ class Eraser(Edit, kind="map"):
         pipe: by default the one it was made with or last applied to; its original weights count. others: texts; by
         default those that were preserved, or SAMPLE everyday ones.
         Returns `left`, for each concept the distance from its answer to its target's after the edit, as a share of the
-        distance before: 1 is untouched, 0 is gone. It is read at the last word token. And `moved`, for each other text
+        distance before: 1 is untouched, 0 is gone. It is read at the last word token; the target of an edit that has
+        none is " ". And `moved`, for each other text
         the distance between its answers before and after, as a share of its distance to " ", at the token after its
         last word; the mean is `drift`.
-        Raises ValueError if no pipeline or no concept is known. Source: ours.
+        Raises ValueError if no pipeline or no concept is known, or the pipeline's text space is another one. Source: ours.
         """
         pipe, concepts = self._known(pipe), self.provenance.get("concepts")
         if not concepts:
@@ -112,7 +128,9 @@ class Eraser(Edit, kind="map"):
         others = [text for text in dict.fromkeys(texts.listed(others, "others")) if text.strip()]
         Q, _ = layers.answers(pipe)
         M = self.map.to(Q.device)
-        c, t = (texts.at_last_words(pipe, some).to(Q) for some in (concepts, self.provenance["target"]))
+        sent = targets(self.provenance)
+        aims = [sent.get(concept, " ") for concept in concepts]
+        c, t = (texts.at_last_words(pipe, some).to(Q) for some in (concepts, aims))
         left = ((c @ M.T - t) @ Q.T).norm(dim=1) / ((c - t) @ Q.T).norm(dim=1)
         o, neutral = (texts.at_last_words(pipe, some, after=1).to(Q) for some in (others or [" "], [" "]))
         moved = ((o @ M.T - o) @ Q.T).norm(dim=1) / ((o - neutral) @ Q.T).norm(dim=1)
@@ -124,14 +142,14 @@ class Eraser(Edit, kind="map"):
         }
 
     def _known(self, pipe: DiffusionPipeline | None) -> DiffusionPipeline:
-        """The pipeline, or the one that the eraser was made with or last applied to."""
+        """The pipeline, or the one that the eraser was made with or last applied to, if the eraser fits it."""
         pipe = self._pipe() if pipe is None else pipe
         if pipe is None:
             raise ValueError("pipe must be given: the pipeline that this eraser was made with is gone")
-        if layers.width(pipe) != len(self.map):
-            raise ValueError(
-                f"this eraser is for text width {len(self.map)}, but the pipeline's is {layers.width(pipe)}"
-            )
+        d = layers.width(pipe)
+        if len(self.map) != d:
+            raise ValueError(f"this eraser is for text width {len(self.map)}, but the pipeline's is {d}")
+        self.fits(pipe)
         return pipe
 
     def parts(self, pipe: DiffusionPipeline) -> tuple[str, ...]:
@@ -143,10 +161,7 @@ class Eraser(Edit, kind="map"):
 
         Raises ValueError, before any change, if the pipeline carries an eraser or its text space is another one.
         """
-        d = layers.width(pipe)
-        if len(self.map) != d:
-            raise ValueError(f"this eraser is for text width {len(self.map)}, but the pipeline's is {d}")
-        self.fits(pipe)
+        self._known(pipe)
         known = self.provenance.get("layers")
         if known and not solver.alike(known, solver.sketch(layers.originals(pipe).values())):
             warnings.warn(
@@ -229,8 +244,7 @@ class Eraser(Edit, kind="map"):
         numerical one, or less if asked; then a warning says how much of the edit is lost. The modules that read the
         pooled embedding get the same rank, filled up with zeros.
         pipe: whose weights W to use; by default the pipeline the eraser was made with or last applied to. Its original
-        weights are used, whether or not an eraser is applied. Returns the loss, see `Eraser.loss`; of two maps the
-        larger one.
+        weights are used, whether or not an eraser is applied. Returns the loss, see `Eraser.loss`.
         Raises ValueError if no pipeline is known, it does not fit, or its class loads no LoRA. Source: ours.
         """
         pipe = self._known(pipe)
@@ -241,9 +255,7 @@ class Eraser(Edit, kind="map"):
             raise ValueError(
                 f"pipe must be a pipeline that loads LoRAs, which {kind} does not: save its weights instead"
             )
-        factors = {"tokens": solver.factor(self.map, rank)}
-        if self.pooled is not None:
-            factors["pooled"] = solver.factor(self.pooled, None if rank is None else min(rank, len(self.pooled)))
+        factors = self._factors(rank)
         r = max(1, *(U.shape[1] for U, _, _ in factors.values()))
         loss = max(loss for _, _, loss in factors.values())
         if rank is not None and rank < self.rank:

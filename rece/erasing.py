@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from rece import families, layers, solver, texts
 from rece.certificate import MAX_ROUNDS, until_certified
+from rece.edits import check_unedited
 from rece.eraser import Eraser, origin
 
 MOST_ROUNDS = 1000  # far beyond those after which nothing is left to erase
@@ -172,8 +173,7 @@ def erase(
     if others is not None and not auto:
         raise ValueError('others is read by rounds="auto" alone: leave it out, or set rounds')
     others = None if others is None else texts.listed(others, "others")
-    if layers.fused(pipe) is not None:
-        raise ValueError("the pipeline carries an eraser: remove it before computing another one")
+    check_unedited(pipe)
 
     texts.check_erased(pipe, concepts, targets, preserve)
     texts.check(pipe, others=others or [])

@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from rece import families, layers, solver, texts
+from rece.edits import check_unedited
 from rece.eraser import Eraser, origin
 
 NEUTRAL = 0.2  # share of " " and "" in what is preserved: they are a part of every guided picture
@@ -99,8 +100,7 @@ def guard(
         solver.positive(mu, "mu")
     solver.whole(rank=1 if rank is None else rank)
     solver.flags(pooled=pooled, progress=progress)
-    if layers.fused(pipe) is not None:
-        raise ValueError("the pipeline carries an eraser: remove it before computing another one")
+    check_unedited(pipe)
 
     texts.check_erased(pipe, concepts, targets, preserve)
     texts.check(pipe, synonyms=[text for some in named for text in some[1:]])

@@ -247,10 +247,12 @@ def precise(x: Tensor) -> Tensor:
 def sketch(tensors: Iterable[Tensor]) -> list[float]:
     """Four numbers that tell sets of weights apart, whatever their dtype: see `alike`. It reads eight entries of each.
 
-    Weights on another machine or disk are left out.
+    Weights that are not in memory (meta tensors) are left out; of none, the empty list.
     """
     parts = [one.detach().flatten()[:: max(1, one.numel() // 8)].cpu().double() for one in tensors if not one.is_meta]
-    x = torch.cat(parts or [torch.zeros(1, dtype=torch.float64)])
+    if not parts:
+        return []
+    x = torch.cat(parts)
     angles = torch.arange(len(x), dtype=torch.float64)[:, None] * torch.arange(1, 5)
     return [float(f"{number:.6g}") for number in (x / x.norm().clamp(min=1e-30) @ angles.cos()).tolist()]
 

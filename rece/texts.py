@@ -106,21 +106,25 @@ def last_word(pipe: DiffusionPipeline, prompt: str) -> int:
     return last_words(pipe, prompt)[0]
 
 
-def last_words(pipe: DiffusionPipeline, prompt: str, path: str = "tokens") -> list[int]:
-    """The positions of the prompt's last word token, one for each tokenizer of the path; [0] of the pooled path."""
+def last_words(pipe: DiffusionPipeline, prompt: str, path: str = "tokens", after: int = 0) -> list[int]:
+    """The positions of the prompt's last word token, one for each tokenizer of the path; [0] of the pooled path.
+
+    after=1: those of the end token, which follows it. T5 has no start token, so there an empty prompt's end token is
+    at 0.
+    """
     tidy = family(pipe).tidy
     text, found = prompt if tidy is None else getattr(pipe, tidy)(prompt)[0], []
     for start, end, tokenizer in _segments(pipe, path):
         tokens = tokenizer(text, max_length=end - start, truncation=True).attention_mask if tokenizer else []
-        found.append(start + max(0, sum(tokens) - 2))
+        found.append(start + max(0, sum(tokens) - 2 + after))
     return found
 
 
 @torch.no_grad()
 def at_last_words(pipe: DiffusionPipeline, some: list[str], path: str = "tokens", after: int = 0) -> Tensor:
-    """Each text's token `after` positions behind its last word: (texts, d) float64 on the pipeline's device.
+    """Each text's last word token, or with after=1 its end token: (texts, d) float64 on the pipeline's device.
 
-    Of several tokenizers' positions it is in the first one's. A text that fills all of them gives its last token.
+    Of several tokenizers' positions it is in the first one's.
     """
     found = batches(list(some), 64, progress=False)
     return torch.cat([of_last_words(pipe, batch, encode(pipe, batch, path=path), path, after) for batch in found])
@@ -128,7 +132,7 @@ def at_last_words(pipe: DiffusionPipeline, some: list[str], path: str = "tokens"
 
 def of_last_words(pipe: DiffusionPipeline, some: list[str], embeds: Tensor, path: str, after: int = 0) -> Tensor:
     """`at_last_words` of texts whose embeddings, (texts, positions, d), are known."""
-    at = [min(last_words(pipe, text, path)[0] + after, embeds.shape[1] - 1) for text in some]
+    at = [last_words(pipe, text, path, after)[0] for text in some]
     return embeds[torch.arange(len(some)), at]
 
 

@@ -14,6 +14,8 @@ from torch.testing import assert_close
 
 import rece
 from rece import certificate, erasing, families, layers, solver, texts
+from rece.edits import Weights
+from rece.sharing.card import card
 
 
 def weights(pipe):
@@ -535,3 +537,54 @@ def test_the_same_eraser_is_the_same_file(pipe, tmp_path):
     for n in range(4):
         eraser.save(tmp_path / f"{n}.safetensors")
     assert len({(tmp_path / f"{n}.safetensors").read_bytes() for n in range(4)}) == 1
+
+
+def test_an_eraser_of_another_text_encoder_is_refused_everywhere(pipe, tmp_path):
+    other = rece.erase(tiny.sd(1), "dog", rounds=0)
+    uses = [
+        lambda: other.apply(pipe),
+        lambda: other.report(pipe),
+        lambda: other.save_lora(tmp_path, pipe=pipe),
+        lambda: rece.certify(pipe, other, "dog"),
+        lambda: (random_eraser() @ other).apply(pipe),
+    ]
+    for use in uses:
+        with pytest.raises(ValueError, match="text encoder with other weights"):
+            use()
+    with pytest.raises(ValueError, match=r"made for text encoders that differ \(fingerprint\)"):
+        rece.erase(pipe, "cat", rounds=0) @ other
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_edit_of_any_kind_on_the_pipeline_is_noticed(pipe):
+    name = next(iter(layers.prompt_layers(pipe)))
+    edit = Weights({f"unet.{name}.weight": torch.ones_like(weights(pipe)[name])})
+    makers = [
+        lambda: rece.erase(pipe, "dog"),
+        lambda: rece.guard(pipe, "dog"),
+        lambda: rece.debias(pipe, "dog", ["a", "b"], lambda images: ["a"] * len(images)),
+    ]
+    before = edit.readers(pipe)
+    with edit.on(pipe):
+        for make in makers:
+            with pytest.raises(ValueError, match="carries an eraser: remove it before"):
+                make()
+        with pytest.raises(ValueError, match="carries an edit already"):
+            edit.readers(pipe)
+    assert_same(edit.readers(pipe), before)
+
+
+def test_a_report_reads_blank_where_an_edit_has_no_target(pipe):
+    made = rece.erase(pipe, "dog", rounds=0)
+    wanted = made.report()
+    del made.provenance["target"]
+    assert made.report() == wanted
+
+
+def test_a_pooled_map_that_is_cut_is_told(xl, tmp_path):
+    eraser = rece.Eraser(torch.eye(64), pooled=random_eraser().map)
+    assert eraser.rank == 6
+    with pytest.warns(UserWarning, match="rank 2 of 6: the LoRA lacks"):
+        loss = eraser.save_lora(tmp_path, rank=2, pipe=xl)
+    assert loss == eraser.loss(2) == rece.Eraser(eraser.pooled).loss(2) > 0.1
+    assert f"cut to rank 2 of 6 and lacks {loss:.1%}" in card(eraser, rank=2)

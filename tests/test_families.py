@@ -439,3 +439,25 @@ def test_unread_positions_do_not_enter(monkeypatch):
     monkeypatch.setattr(other, "encode_prompt", spoilt)
     maps = [rece.erase(pipe, ["dog", "a big cat"], **NUMBERS).map for pipe in (one, other)]
     assert_close(*maps, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("make", [tiny.pixart, tiny.flux])
+def test_where_no_start_token_opens_a_text_the_end_of_a_blank_one_is_its_first_token(make):
+    """And not the padding behind it, which on PixArt is masked and zero."""
+    pipe = make()
+    tokens, (end,) = texts.encode(pipe, [" "])[0], texts.at_last_words(pipe, [" "], after=1)
+    assert end.any() and torch.equal(end, tokens[0])
+    assert texts.last_words(pipe, "a dog", after=1) == [texts.last_word(pipe, "a dog") + 1]
+
+
+def test_a_sequential_offload_hides_the_weights_of_text_encoders_and_refuses_no_eraser(pipe):
+    from accelerate import cpu_offload
+
+    hidden, plain = tiny.sd(), rece.erase(pipe, "dog", rounds=0)
+    for part in ("vae", "text_encoder", "unet"):
+        cpu_offload(getattr(hidden, part), torch.device("cpu"))
+    made = rece.erase(hidden, "dog", rounds=0)
+    assert made.provenance["fingerprint"] == [] and plain.provenance["fingerprint"]
+    plain.remove(plain.apply(hidden))
+    made.remove(made.apply(pipe))
+    assert (plain @ made).provenance["fingerprint"] == plain.provenance["fingerprint"]
