@@ -3,12 +3,13 @@
 import os
 from importlib import import_module
 
-# Idle OpenMP threads sleep. Spinning ones make a small model ten times slower on a busy machine. Read by torch.
+# Idle OpenMP threads sleep. Spinning ones make a small model ten times slower on a busy machine.
+# torch reads this when it is imported, so set it before.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # onnxruntime, which diffusers imports where NudeNet is installed, otherwise numbers this machine and keeps a record.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-HOMES = {
+HOMES = {  # public name: the module it is in
     "Certificate": "certificate",
     "Edit": "edits",
     "Eraser": "eraser",

@@ -13,8 +13,8 @@ and it says nothing of embeddings that no text encoder emits.
 A second bound holds for those too: over every h whatever, min_h sqrt(sum_i |W'_i h - W_i c|^2) for any edit W' of the
 same layers. It is one solve. While an edit is invertible it is 0: some embedding is answered exactly as the concept
 was. After a projection, as of `rece.guard`, it is not. RECE comes near to one: each of its rounds makes the least
-singular value of M ten times smaller or more, until an embedding that used it would be 10^10 lengths long. From there
-on it counts as zero here, and the bound as proven.
+singular value of M several times smaller, until an embedding that used it would be 10^10 lengths long. From there on
+it counts as zero here, and the bound as proven.
 """
 
 from collections.abc import Iterable
@@ -41,20 +41,23 @@ STEPS = 200  # of bisection on a logarithmic scale: more than float64 can resolv
 class Certificate:
     """What `certify` proves, one row per token of the concepts, and one per concept on the pooled path.
 
-    table: columns concept; position; kind ("word", a token of the concept's text, the last of them being the one that
-    carries it; "end"; "padding"; "pooled"); last (whether it is that last word token); distance, the certified r of
-    prompts (nan for families whose embedding does not leave one final LayerNorm); embedding, that of any embedding;
-    shipped, that of embeddings up to REACH times as long as the concept's token against the weights as they are
-    shipped (nan if not asked for); edited, the distance at which the edited model answers the concept's own token;
-    moved, how far the edit moves the nearest other concept's token (nan where none were given);
-    target, other, synonym: the distance from the concept's token to that of its neutral target, of the nearest other
-    concept and of the nearest synonym, in the original model (nan where none were given); nearest, which other concept
-    that is.
-    minimisers: (token rows, d) float64 on the CPU, the embeddings that attain the distances.
+    table: its columns are
+        concept: the concept's text. position: the token's place in it.
+        kind: "word" is a token of the text, "end" its end token, "padding" what follows; "pooled" is the pooled path.
+        last: whether the token is the last word token, which carries the concept.
+        distance: the certified r of prompts; nan for families whose embedding does not leave one final LayerNorm.
+        embedding: the least distance of any embedding.
+        shipped: that of embeddings up to REACH times as long as the concept's token, against the weights as they are
+            shipped; nan if not asked for.
+        edited: the distance at which the edited model answers the concept's own token.
+        moved: how far the edit moves the nearest other concept's token; nan where none were given.
+        target: the distance from the concept's token to its target's, in the original model.
+        other: that to the nearest other concept's; nan where none were given.
+        synonym: that to the nearest synonym's; nan where none were given.
+        nearest: which other concept is the nearest.
     """
 
     table: pd.DataFrame
-    minimisers: Tensor
 
     @cached_property
     def words(self) -> pd.DataFrame:
@@ -114,19 +117,26 @@ def certify(
     targets = texts.targets_of(target, concepts)
     known = {name: further for name, *further in texts.with_synonyms(concepts, synonyms)}
     others = texts.listed([] if others is None else others, "others")
-    if eraser is not None and not hasattr(eraser, "map"):
+    if eraser is not None and not isinstance(eraser, Eraser):
         raise TypeError(f"eraser must be an Eraser, such as Eraser.load gives, not {solver.shown(eraser)}")
-    texts.check(pipe, concept=concepts, target=targets, others=others, synonyms=sum(known.values(), []))
+    texts.check_erased(pipe, concepts, targets)
+    texts.check(pipe, others=others, synonyms=sum(known.values(), []))
     d = layers.width(pipe)
     if shipped is not None and not isinstance(shipped, dict) and shipped not in layers.DTYPES:
         raise ValueError(
-            f"shipped must be weights by layer name or one of {', '.join(layers.DTYPES)}, not {shipped!r}"
+            f"shipped must be weights by layer name or one of {', '.join(layers.DTYPES)}, not {solver.shown(shipped)}"
         )
     if eraser is not None:
         if len(eraser.map) != d:
             raise ValueError(f"eraser must be for text width {d}, but is for {len(eraser.map)}")
         eraser.fits(pipe)
-    tables, minimisers = [], torch.zeros(0, d, dtype=torch.float64)
+    if isinstance(shipped, dict):
+        shipped = {name.removesuffix(".weight"): weight for name, weight in shipped.items()}
+        there = families.model(pipe).state_dict()
+        if strange := [name for name in shipped if f"{name}.weight" not in there]:
+            name = solver.shown(strange[0])
+            raise ValueError(f"shipped: the model has no layer {name}: give names as in prompt_layers")
+    tables = []
     for path in families.paths(pipe):
         Q, _ = layers.answers(pipe, path)
         G = Q.T @ Q
@@ -136,14 +146,14 @@ def certify(
         found = {"distance": torch.full_like(C[:, 0], torch.nan), "embedding": any_embedding(Q @ M, C @ Q.T)}
         if path == "tokens" and (leaves := _final_norm(pipe)) is not None:
             gamma, beta = (part.to(C.device) for part in leaves)
-            found["distance"], minimisers = bound(M, G, C, gamma, beta)
+            found["distance"], _ = bound(M, G, C, gamma, beta)
         found["shipped"] = _shipped(pipe, path, M, C, shipped)
         found["edited"] = ((C @ M.T - C) @ Q.T).norm(dim=1)
         found["moved"] = ((near @ M.T - near) @ Q.T).norm(dim=1)
         for place, (name, values) in enumerate(found.items()):
             table.insert(4 + place, name, values.cpu().numpy())
         tables.append(table)
-    return Certificate(pd.concat(tables, ignore_index=True), minimisers.cpu())
+    return Certificate(pd.concat(tables, ignore_index=True))
 
 
 def any_embedding(answers: Tensor, wanted: Tensor) -> Tensor:
@@ -161,8 +171,8 @@ def any_embedding(answers: Tensor, wanted: Tensor) -> Tensor:
 def weights_bound(A: Tensor, B: Tensor, G: Tensor, C: Tensor, reach: float = REACH) -> Tensor:
     """min sqrt(sum_i |W'_i h - W_i c|^2) over |h| <= reach |c|, for every row c of C: (n,) distances.
 
-    A = sum W'^T W', B = sum W'^T W, G = sum W^T W, (d, d) each. Rounded weights of a projection are invertible, and
-    answer as the concept was for an h of a million lengths, which no computation survives; hence `reach`.
+    A = sum W'^T W', B = sum W'^T W, G = sum W^T W, (d, d) each. Rounding makes a projection invertible. Where layers
+    have fewer outputs than inputs a very long h may then match the concept; hence `reach`.
     float64. Source: ours; a trust-region problem as in `bound`.
     """
     lam, V = torch.linalg.eigh(A)
@@ -191,7 +201,7 @@ def _tokens(pipe, path: str, G: Tensor, concepts, targets, others, known) -> tup
         own = texts.ids(pipe, text)
         kept = [n for n, other in enumerate(spelt) if other != own]
         near, near_index, near_token = _nearest(G, C, i, all_others[kept], [last[n] for n in kept])
-        same, *_ = _nearest(G, C, i, *_encoded(pipe, known.get(text, []), path, G))
+        same, *_ = _nearest(G, C, i, *_encoded(pipe, known[text], path, G))
         positions = torch.arange(len(C))
         away = norm(C - T[(positions - i + j).clamp(0, len(T) - 1)], G)
         part = pd.DataFrame({"concept": text, "position": positions, "kind": "padding"})
@@ -255,7 +265,7 @@ def until_certified(
 def nearest_of(pipe: DiffusionPipeline, G: Tensor, words: Tensor, others: list[str], progress: bool) -> Tensor:
     """The distance from each word token (n, d) to the nearest word token of `others`; infinite if there are none."""
     found = torch.full_like(words[:, 0], torch.inf)
-    for some in texts.batches(others, 64, progress):
+    for some in texts.batches(others, texts.BATCH, progress):
         last = torch.tensor([[texts.last_word(pipe, text)] for text in some])
         embeds = texts.encode(pipe, some).to(G)
         parts = [nearest(part, embeds, last.expand(-1, len(part)), G)[0] for part in words.split(64)]
@@ -286,7 +296,7 @@ def bound(M: Tensor, G: Tensor, C: Tensor, gamma: Tensor, beta: Tensor) -> tuple
 
     A LayerNorm divides by sqrt(variance + eps), so |x|^2 < d whatever it reads. The bound takes the whole ball.
 
-    With x = Q y, Q an orthonormal basis of mean zero, this is min |B y - a| over |y|^2 <= d, solved on the
+    With x = N y, N an orthonormal basis of mean zero, this is min |B y - a| over |y|^2 <= d, solved on the
     eigenvectors of B^T B: y = (B^T B + mu)^-1 B^T a, where mu > 0 puts y on the sphere, and mu = 0 inside of it. That
     is the global minimum (More and Sorensen 1983).
     M, G: (d, d), G symmetric positive semidefinite; C: (n, d); gamma, beta: (d,).
@@ -295,14 +305,15 @@ def bound(M: Tensor, G: Tensor, C: Tensor, gamma: Tensor, beta: Tensor) -> tuple
     d = G.shape[0]
     values, vectors = torch.linalg.eigh(G)
     root = values.clamp(min=0).sqrt()[:, None] * vectors.T  # root^T root = G
-    B = root @ (M * gamma) @ _mean_zero(d).to(G)
+    N = _mean_zero(d).to(G)
+    B = root @ (M * gamma) @ N
     a = (C - beta @ M.T) @ root.T
     lam, V = torch.linalg.eigh(B.T @ B)
     lam = lam.clamp(min=0)
     g = a @ B @ V
     divisor = lam + _secular(lam, g, d**0.5).clamp(min=0)[:, None]
     y = torch.where(divisor > 0, g / divisor.clamp(min=torch.finfo(g.dtype).tiny), torch.zeros_like(g))
-    H = (y @ V.T) @ _mean_zero(d).to(G).T * gamma + beta
+    H = (y @ V.T) @ N.T * gamma + beta
     return norm(H @ M.T - C, G), H
 
 

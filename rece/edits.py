@@ -85,7 +85,7 @@ class Edit:
     def load(cls, path: str | Path) -> "Edit":
         """Read a file that an edit's `save` wrote: `Edit.load` one of any kind, `Eraser.load` a map alone.
 
-        Raises FileNotFoundError, or ValueError if it is not a whole file of such an edit.
+        Raises FileNotFoundError, PermissionError, or ValueError if it is not a whole file of such an edit.
         """
         path = Path(path)
         if not path.is_file():
@@ -109,7 +109,7 @@ class Edit:
         raise ValueError(f"{path} holds an edit of kind {found.kind}, not {cls.kind}: read it with Edit.load")
 
     def fits(self, pipe: DiffusionPipeline) -> None:
-        """Raises ValueError if the pipeline carries an edit of another kind, or reads its text in another way."""
+        """Raises ValueError if the pipeline carries an edit of another kind, or has other text encoders."""
         for name, part in pipe.components.items():
             if hasattr(part, CARRIED) or (hasattr(part, layers.KEPT) and self.kind != "map"):
                 raise ValueError(f"pipe.{name} carries an edit already: remove it first")
@@ -276,7 +276,7 @@ class Hooks(Carrying, kind="hooks"):
         self.rule, self.settings = rule, settings
         self.state = {name: _detached(tensor) for name, tensor in tensors.items()}
         self.provenance = dict(provenance or {}) | {"rule": rule, "settings": settings}
-        if not rule.isidentifier() or not hasattr(self._module(), "Hook"):
+        if not str(rule).isidentifier() or not hasattr(self._module(), "Hook"):
             raise ValueError(f"rule: the method {rule!r} has no hook")
 
     def __repr__(self) -> str:

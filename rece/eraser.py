@@ -116,14 +116,15 @@ class Eraser(Edit, kind="map"):
         none is " ". And `moved`, for each other text
         the distance between its answers before and after, as a share of its distance to " ", at the token after its
         last word; the mean is `drift`.
-        Raises ValueError if no pipeline or no concept is known, or the pipeline's text space is another one. Source: ours.
+        Raises ValueError if no pipeline or no concept is known, or if the pipeline's text space is another one.
+        Source: ours.
         """
         pipe, concepts = self._known(pipe), self.provenance.get("concepts")
         if not concepts:
             raise ValueError("this eraser does not say what it erases, as composed ones do not: report on its parts")
         if others is None:
             words = texts.everyday()
-            words = [text for text in words if not any(one.lower() in text for one in concepts)]
+            words = [text for text in words if not texts.names(text, concepts)]
             others = self.provenance.get("preserve") or words[:: -(-len(words) // SAMPLE)]
         others = [text for text in dict.fromkeys(texts.listed(others, "others")) if text.strip()]
         Q, _ = layers.answers(pipe)
@@ -188,13 +189,12 @@ class Eraser(Edit, kind="map"):
 
         Raises ValueError where that step is not known.
         """
-        if self.pooled is not None or len(self.history) < 2:
+        if self.pooled is not None or len(self.history) < 2 or "composed" in self.provenance:
             raise ValueError("the single steps of this eraser are not known: make it anew with fewer rounds")
-        if isinstance(step, bool) or not isinstance(step, int) or not -len(self.history) <= step < len(self.history):
-            raise ValueError(
-                f"step must be a whole number from 0 to {len(self.history) - 1}, not {solver.shown(step)}"
-            )
-        until = step % len(self.history) + 1
+        n = len(self.history)
+        if isinstance(step, bool) or not isinstance(step, int) or not -n <= step < n:
+            raise ValueError(f"step must be a whole number from -{n} to {n - 1}, not {solver.shown(step)}")
+        until = step % n + 1
         found = Eraser(self.history[step], self.provenance | {"rounds_run": until - 1}, self.history[:until])
         found._pipe = self._pipe
         return found

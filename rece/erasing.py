@@ -154,6 +154,8 @@ def erase(
     device of the pipeline (CPU for MPS), from the pipeline's original weights. The embeddings have the text encoder's
     precision. Of many concepts (more than ROW_LIMIT * d token rows: 20 or more in SD 1.x) the rows are compressed, so
     that memory and rounds do not grow with them; apart from rounding it is the same edit.
+    Warns beyond MANY rounds or a lamb of LARGE. rounds="auto" needs Stable Diffusion 1.x or 2.x, and raises TypeError
+    for others.
     Raises TypeError or ValueError naming the parameter on an empty concept, target counts that do not match, numbers
     out of range, a pipeline that carries an eraser, an unsupported or broken model, or ill-conditioned systems.
     Source: RECE (arXiv 2407.12383), UCE (arXiv 2308.14761) and RECE's official code; solved through one map (ours).
@@ -162,11 +164,14 @@ def erase(
     targets = texts.targets_of(target, concepts)
     preserve = None if preserve is None else texts.listed(preserve, "preserve")
     start, each = _numbers(start, Start, "start"), _numbers(each, Round, "each")
+    own = {"preserve": preserve, "start.preserve": start.preserve, "each.preserve": each.preserve}
     if start.preserve is None:
         start = replace(start, preserve=("", *(preserve or [])))
     if each.preserve is None:
         each = replace(each, preserve=(" ",) * len(concepts) if preserve is None else ("", *preserve))
     auto = rounds == "auto"
+    if isinstance(rounds, str) and not auto:
+        raise ValueError(f'rounds must be a whole number or "auto", not {solver.shown(rounds)}')
     if not auto:
         solver.whole(least=0, most=MOST_ROUNDS, rounds=rounds)
     solver.flags(anchored=anchored, relative=relative, pooled=pooled, progress=progress)
@@ -176,7 +181,7 @@ def erase(
     check_unedited(pipe)
 
     texts.check_erased(pipe, concepts, targets, preserve)
-    texts.check(pipe, others=others or [])
+    texts.check(pipe, others=others or [], **{name: some or [] for name, some in own.items()})
     erased = [texts.ids(pipe, text) for text in concepts] if others else []
     innocent = [text for text in others or [] if texts.ids(pipe, text) not in erased]
 
@@ -221,7 +226,7 @@ def erase(
         left, drift = max(found["left"].values()), found["drift"]
         warnings.warn(
             f"rounds, lamb: {left:.2f} of a concept's answer is left (1 is untouched), and other texts move by "
-            f"{drift:.2f} of their distance to ' '",
+            f"{drift:.2f} of their distance to ' ': lower rounds or lamb if that is too much",
             stacklevel=2,
         )
     return eraser

@@ -98,15 +98,15 @@ def family(pipe: DiffusionPipeline) -> Family:
     if hasattr(pipe, "encode_prompt"):
         if isinstance(unet, torch.nn.Module):
             xl = getattr(unet.config, "addition_embed_type", None) == "text_time"
-            found = "Stable Diffusion XL" if xl else "Stable Diffusion 1.x, 2.x"
+            found = FAMILIES["Stable Diffusion XL" if xl else "Stable Diffusion 1.x, 2.x"]
         elif isinstance(transformer, torch.nn.Module):
             kind = type(bare(transformer)).__name__
-            found = next((name for name, one in FAMILIES.items() if one.model == kind), None)
+            found = next((one for one in FAMILIES.values() if one.model == kind), None)
     if found is None:
         supported = ", ".join(FAMILIES)
         kind = type(transformer).__name__ if isinstance(transformer, torch.nn.Module) else type(pipe).__name__
         raise TypeError(f"pipe must be a text-to-image pipeline of one of {supported}; {kind} is not supported")
-    return FAMILIES[found]
+    return found
 
 
 def part(pipe: DiffusionPipeline) -> str:

@@ -3,9 +3,9 @@
 RECE looks for the embedding that brings the concept back, erases it, and looks again. While the edit's map is
 invertible there is always a next one. So make the answers of a whole subspace impossible. In the space of all layers'
 answers, x~ = Q x with Q^T Q = G, the map is an orthogonal projection, I - U U^T. Then |M h - c|_G >= |U^T Q c| for
-every h, a prompt's token or not, and the concept's own token attains it: asking plainly is the best attack. No other
-map with this bound moves any token less. What a preserved token p pays is |U^T Q p|. So U is chosen to see the concept
-and not what is preserved, see `solver.discriminant`.
+every h, a prompt's token or not, and the concept's own token attains it: asking plainly is the best attack. Of all
+maps whose answers stay in the same subspace, this one moves every token least. What a preserved token p pays is
+|U^T Q p|. So U is chosen to see the concept and not what is preserved, see `solver.discriminant`.
 
 The bound is about keys and values, for one row that serves all layers. It does not bound what an image shows.
 """
@@ -24,11 +24,11 @@ from rece.edits import check_unedited
 from rece.eraser import Eraser, origin
 
 NEUTRAL = 0.2  # share of " " and "" in what is preserved: they are a part of every guided picture
-ENERGY = 0.99  # of the concept's answers, that the guarded directions hold by default
+ENERGY = 0.99  # share of the concepts' answers that the guarded directions hold by default
 DRIFT = 0.2  # how far preserved texts may move on average, as a share of their distances to " ", if mu is not given
 MUS = tuple(5 * 10 ** (-step / 8) for step in range(17))  # what mu is then chosen from: more than 5 guards hardly more
 SAME_MEANING = 0.7  # cosine from which on an everyday text means a concept, and is not preserved
-REPORTED = 10  # preserved texts that the report tells of
+REPORTED = 10  # how many preserved texts the report lists
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ def guard(
     share of the distance to the target; `drift`, the mean movement of the preserved texts; and `moved`, that of the
     REPORTED ones nearest to a concept. A text moves by the distance between the answers to the token after its last
     word before and after, as a share of that token's distance to " ". (" " itself and "" are not among these texts.)
+    Of the pooled path, `pooled_report` holds the same, and its mu and rank.
     Computed in float64 on the device of the pipeline (CPU for MPS) from its original weights. The Gram matrix and its
     factor are kept while the weights stay the same.
     Raises TypeError or ValueError naming the parameter. Source: ours, see above.
@@ -103,7 +104,7 @@ def guard(
     check_unedited(pipe)
 
     texts.check_erased(pipe, concepts, targets, preserve)
-    texts.check(pipe, synonyms=[text for some in named for text in some[1:]])
+    texts.check(pipe, synonyms=[text for some in named for text in some[1:]], preserve=preserve or [])
     pairs = [(text, aim) for some, aim in zip(named, targets, strict=True) for text in some]
     maps, numbers, reports, left_out = {}, {}, {}, []
     paths = families.paths(pipe) if pooled else ("tokens",)
@@ -133,7 +134,10 @@ def guard(
     provenance = {**origin(pipe), "method": "guard", "concepts": concepts, "target": targets}
     provenance |= {"synonyms": {name: some[1:] for name, some in zip(concepts, named, strict=True) if some[1:]}}
     provenance |= {"preserve": preserve, "left_out": left_out, **numbers["tokens"], "oblique": share, "pooled": pooled}
-    eraser = Eraser(maps["tokens"], provenance | {"report": reports["tokens"]}, None, maps.get("pooled"))
+    provenance["report"] = reports["tokens"]
+    if "pooled" in reports:
+        provenance["pooled_report"] = numbers["pooled"] | reports["pooled"]
+    eraser = Eraser(maps["tokens"], provenance, None, maps.get("pooled"))
     eraser._pipe = weakref.ref(pipe)
     return eraser
 
@@ -146,7 +150,7 @@ def meaning(listed: list[str], X: Tensor, concepts: list[str], C: Tensor) -> lis
     X, C: the answers to these tokens, of the texts, (texts, k), and of the concepts, (concepts, k).
     """
     same = (normalize(X - X.mean(0)) @ normalize(C - X.mean(0)).T >= SAME_MEANING).any(1).tolist()
-    named = [any(f" {concept.lower()} " in f" {text.lower()} " for concept in concepts) for text in listed]
+    named = [texts.names(text, concepts) for text in listed]
     return [text for text, *reasons in zip(listed, same, named, strict=True) if any(reasons)]
 
 
@@ -192,7 +196,7 @@ def _erased(
     enough = max(least, int((energy.cumsum(0) < ENERGY * energy.sum()).sum()) + 1)
     r = min(there, min(enough, max(1, k // 2)) if rank is None else rank)
     if rank is not None and r == k:
-        raise ValueError(f"rank: these layers answer in {k} directions, and with rank {rank} none would be left")
+        raise ValueError(f"rank: {rank} is all directions that these layers answer in: choose a smaller rank")
     return right[:r].T, answered
 
 

@@ -46,7 +46,7 @@ def prompt_layers(pipe: DiffusionPipeline, path: str = "tokens") -> dict[str, to
         raise ValueError(f"pipe.{one.part} has no layer named *{' or *'.join(reader.layers)}: unknown architecture")
     for name, layer in layers.items():
         if not isinstance(layer, torch.nn.Linear) or not layer.weight.is_floating_point():
-            kind = type(layer).__name__
+            kind = f"{type(layer).__module__}.{type(layer).__name__}"
             raise ValueError(
                 f"pipe.{one.part}.{name} is a {kind}, not a plain Linear: unload adapters and quantisation first"
             )
@@ -111,7 +111,7 @@ def _kept_gram(pipe: DiffusionPipeline, path: str) -> list[Tensor]:
     weights, sha256 = originals(pipe, path), hashlib.sha256()
     for weight in weights.values():
         sha256.update(weight.cpu().contiguous().view(torch.uint8).numpy())
-    there, digest = _GRAMS.setdefault(bare(model(pipe)), {}), sha256.digest()
+    there, digest = _GRAMS.setdefault(model(pipe), {}), sha256.digest()
     if path not in there or there[path][0] != digest:
         there[path] = digest, [solver.gram(weights)]
     return there[path][1]
@@ -139,7 +139,7 @@ def fuse(pipe: DiffusionPipeline, M: Tensor, pooled: Tensor | None = None) -> No
         change = solver.precise(map)
         changes[path] = change - torch.eye(d, dtype=change.dtype, device=change.device)
     todo = [(path, name, layer) for path in maps for name, layer in prompt_layers(pipe, path).items()]
-    kept = Kept({path: map.detach().cpu().clone() for path, map in maps.items()}, {})
+    kept = Kept({path: solver.precise(map).cpu().clone() for path, map in maps.items()}, {})
     setattr(whole, KEPT, kept)
     try:
         for path, name, layer in todo:
@@ -160,10 +160,11 @@ def fuse(pipe: DiffusionPipeline, M: Tensor, pooled: Tensor | None = None) -> No
 
 
 def edited(pipe: DiffusionPipeline, M: Tensor, path: str = "tokens", dtype: str | None = None) -> dict[str, Tensor]:
-    """The weights W M of the layers that read a path, as a file would hold them; the pipeline is left as it is.
+    """The weights W M of the layers that read a path, computed in float64 and rounded once.
 
-    dtype: one of DTYPES, by default the weight's own. "int8" divides each row by its largest size, times 127, and
-    rounds. Returns (out, d) by name; of int8 what it stands for, in float32.
+    `fuse` computes in float32, so its float32 weights differ in the last bits. The pipeline is not changed.
+    dtype: one of DTYPES, by default the weight's own. "int8" rounds each row to 127 steps up to its largest absolute
+    value. Returns (out, d) by name; of int8 what it stands for, in float32.
     Raises ValueError on another dtype.
     """
     if dtype not in (None, *DTYPES):
@@ -175,7 +176,7 @@ def edited(pipe: DiffusionPipeline, M: Tensor, path: str = "tokens", dtype: str 
             step = (W.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
             found[name] = (step * (W / step).round()).float()
         else:
-            found[name] = W.to(getattr(torch, dtype) if dtype else weight.dtype)
+            found[name] = W.to(solver.FLOATS[dtype] if dtype else weight.dtype)
     return found
 
 
@@ -202,12 +203,13 @@ def restore(pipe: DiffusionPipeline) -> None:
 def check_fused(pipe: DiffusionPipeline) -> None:
     """Raises ValueError if the weights are no longer those that `fuse` left: reloaded, trained, or with a LoRA fused.
 
-    Three rows of every layer are computed again, and compared to within the rounding of the weight's dtype.
+    Three rows of every layer are computed again, and compared to within the rounding of the weight's dtype. The model
+    may be compiled since.
     """
-    kept = getattr(model(pipe), KEPT, None)
+    kept, modules = getattr(model(pipe), KEPT, None), dict(bare(model(pipe)).named_modules())
     for path, map in {} if kept is None else kept.maps.items():
-        for name, layer in prompt_layers(pipe, path).items():
-            weight, before = weight_of(layer), kept.weights[name]
+        for name in [name for name in kept.weights if name.endswith(family(pipe).readers[path].layers)]:
+            weight, before = weight_of(modules[name]), kept.weights[name]
             rows = [0, len(weight) // 2, len(weight) - 1]
             wanted = solver.precise(before[rows])[:, : len(map)] @ map
             found = solver.precise(weight[rows]).cpu()[:, : len(map)]

@@ -21,7 +21,7 @@ REGULARISERS = ("zero", "target", "surrogate1", "surrogate2", "both")
 MAX_CONDITION = 1e12
 
 FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
-MOST = 1e30  # of any number that a user gives: sums of its squares still are far from float64's end
+MOST = 1e30  # the largest number that a user may give: sums of its square stay far below float64's largest
 
 
 def edit_map(
@@ -125,7 +125,9 @@ def derive(M: Tensor, G: Tensor, C: Tensor, *, lamb: float, reg: str = "zero", t
 
 
 def gram_of_pairs(K: Tensor, T: Tensor) -> Tensor:
-    """Z^T Z of the rows Z = [K, T - K]: (2 d, 2 d) float64, all that edits and rounds read of any number of rows.
+    """Z^T Z of the rows Z = [K, T - K]: (2 d, 2 d) float64.
+
+    An edit and its rounds need nothing else of the rows, however many there are.
 
     K, T: (n, d), matched row by row. Raises ValueError on shapes that do not match or non-finite values. Source: ours.
     """
@@ -206,8 +208,8 @@ def oblique(U: Tensor, D: Tensor, share: float) -> Tensor:
 def guard_map(Q: Tensor, back: Tensor, U: Tensor, E: Tensor) -> Tensor:
     """The map M after which no embedding h is answered nearer to c than |U^T Q c|: |M h - c|_G >= |U^T Q c|.
 
-    In the answer space M is I - E U^T. With E = U it is the orthogonal projection: of all maps with this bound it
-    moves every embedding least, and the concept's own token attains the bound.
+    In the answer space M is I - E U^T. With E = U it is the orthogonal projection, and the concept's own token attains
+    the bound. Of all maps whose answers stay in the same subspace, this one moves every token least.
 
     Q, back: see `answer_space`. U, E: (k, r), U with orthonormal columns and E^T U = I. Returns M, (d, d) float64;
     M M = M. Source: ours.

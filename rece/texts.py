@@ -20,30 +20,31 @@ from rece.families import TOKENIZERS, family
 from rece.layers import width
 
 SD_TOKEN = 768.0  # squared norm of a Stable Diffusion 1.x token, the scale that the paper's lambdas belong to
+BATCH = 64  # texts that are encoded at once
 ROW_LIMIT = 2  # widths d: more token rows than that are compressed to that many, see `solver.compress`
 
 
 def encoders(pipe: DiffusionPipeline) -> list[str]:
     """What the text encoders are, in words: a map fits only pipelines that share them."""
-    found = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
     return [
         f"{type(e).__name__} width {e.config.hidden_size}, {e.config.num_hidden_layers} layers, "
         f"{e.config.vocab_size} tokens"
-        for e in found
-        if e is not None
+        for e in _encoders(pipe)
     ]
 
 
 def fingerprint(pipe: DiffusionPipeline) -> list[float]:
     """Numbers that tell text encoders with other weights apart, see `solver.sketch`."""
-    encoders = [getattr(pipe, f"text_encoder{n}", None) for n in ("", "_2", "_3")]
-    return [number for one in encoders if one is not None for number in solver.sketch(one.parameters())]
+    return [number for one in _encoders(pipe) for number in solver.sketch(one.parameters())]
+
+
+def _encoders(pipe: DiffusionPipeline) -> list[torch.nn.Module]:
+    found = [getattr(pipe, f"text_encoder{n}", None) for n in ("", "_2", "_3")]
+    return [one for one in found if one is not None]
 
 
 @torch.no_grad()
-def encode(
-    pipe: DiffusionPipeline, prompts: list[str], batch_size: int = 64, path: str = "tokens", progress: bool = True
-) -> Tensor:
+def encode(pipe: DiffusionPipeline, prompts: list[str], path: str = "tokens", progress: bool = True) -> Tensor:
     """The embeddings the model reads: (n, positions, d) float64 on the pipeline's device (CPU for MPS).
 
     Of the pooled path there is one position. Positions that the model masks out are zero. Encoded in the text
@@ -52,7 +53,7 @@ def encode(
     """
     if isinstance(prompts, str) or not prompts:
         raise ValueError("prompts must be a list of at least one text")
-    embeds = torch.cat([_encode(pipe, some, path) for some in batches(prompts, batch_size, progress)])
+    embeds = torch.cat([_encode(pipe, some, path) for some in batches(prompts, BATCH, progress)])
     if not torch.isfinite(embeds).all():
         raise ValueError("the text encoder returns values that are not finite: reload the model, or use another dtype")
     return embeds
@@ -61,7 +62,6 @@ def encode(
 def encode_gram(
     pipe: DiffusionPipeline,
     prompts: list[str],
-    batch_size: int = 64,
     path: str = "tokens",
     last: bool = False,
     progress: bool = True,
@@ -75,9 +75,9 @@ def encode_gram(
     if not prompts:
         raise ValueError("prompts must be a list of at least one text")
     found, counts = 0, Counter(prompts)
-    for some in batches(list(counts), batch_size, progress):
+    for some in batches(list(counts), BATCH, progress):
         weight = torch.tensor([counts[text] for text in some], dtype=torch.float64).sqrt()
-        embeds = encode(pipe, some, batch_size, path)
+        embeds = encode(pipe, some, path)
         if last:
             embeds = torch.stack([rows[last_words(pipe, text, path)] for rows, text in zip(embeds, some, strict=True)])
         P = (embeds * weight.to(embeds.device)[:, None, None]).flatten(0, 1)
@@ -88,7 +88,7 @@ def encode_gram(
 def batches(items: list, size: int, progress: bool = True) -> Iterator[list]:
     """The items, `size` of them at a time, with a bar "encode" if they are several batches of more than a second."""
     starts = range(0, len(items), size)
-    hidden = {"disable": True} if len(starts) < 2 or not progress else {}  # given as False, TQDM_DISABLE were ignored
+    hidden = {"disable": True} if len(starts) < 2 or not progress else {}  # disable=False would override TQDM_DISABLE
     for start in tqdm(starts, desc="encode", delay=1, leave=False, **hidden):
         yield items[start : start + size]
 
@@ -126,7 +126,7 @@ def at_last_words(pipe: DiffusionPipeline, some: list[str], path: str = "tokens"
 
     Of several tokenizers' positions it is in the first one's.
     """
-    found = batches(list(some), 64, progress=False)
+    found = batches(list(some), BATCH, progress=False)
     return torch.cat([of_last_words(pipe, batch, encode(pipe, batch, path=path), path, after) for batch in found])
 
 
@@ -147,7 +147,7 @@ def gram_and_ends(
     """
     d = width(pipe, path)
     found, ends = torch.zeros(d, d, dtype=torch.float64), [torch.zeros(0, d, dtype=torch.float64)]
-    for some in batches(prompts, 64, progress):
+    for some in batches(prompts, BATCH, progress):
         embeds = encode(pipe, some, path=path)
         P = embeds.flatten(0, 1)
         found = found.to(P) + P.T @ P
@@ -167,6 +167,11 @@ def matched(pipe: DiffusionPipeline, concept: str, target: str, path: str = "tok
         rows += range(i, i + end - max(i, j))
         aims += range(j, j + end - max(i, j))
     return rows, aims
+
+
+def names(text: str, concepts: list[str]) -> bool:
+    """Whether a text names one of the concepts, as whole words."""
+    return any(f" {concept.lower()} " in f" {text.lower()} " for concept in concepts)
 
 
 def everyday() -> list[str]:
@@ -189,22 +194,24 @@ def ids(pipe: DiffusionPipeline, text: str) -> list[list[int]]:
     """
     tidy = family(pipe).tidy
     text = text if tidy is None else getattr(pipe, tidy)(text)[0]
-    tokenizers = [tokenizer for _, _, tokenizer in _segments(pipe, "tokens") if tokenizer]
+    tokenizers = [tokenizer for _, _, tokenizer in _segments(pipe, "tokens")]
     return [tokenizer(text, add_special_tokens=False, verbose=False).input_ids for tokenizer in tokenizers]
 
 
 def check(pipe: DiffusionPipeline, **lists: list[str]) -> None:
     """Raises ValueError, naming the parameter, if the model would not read one of the texts as it stands.
 
-    That is a text with a sign that nobody sees, with the name of a special token, or longer than the model reads.
+    That is a text with an invisible character, with the name of a special token, or longer than the model reads.
     """
-    tokenizers = [tokenizer for _, _, tokenizer in _segments(pipe, "tokens") if tokenizer]
+    tokenizers = [tokenizer for _, _, tokenizer in _segments(pipe, "tokens")]
     special = {name.lower() for one in tokenizers for name in one.all_special_tokens if len(name) > 1}
     for name, some in lists.items():
         for text in dict.fromkeys(some):
-            hidden = next((sign for sign in text if not sign.isprintable() and not sign.isspace()), None)
+            hidden = next((one for one in text if not one.isprintable() and not one.isspace()), None)
             if hidden is not None:
-                raise ValueError(f"{name}: {ascii(text)[:60]} holds {ascii(hidden)}, which nobody sees: leave it out")
+                raise ValueError(
+                    f"{name}: {ascii(text)[:60]} holds {ascii(hidden)}, an invisible character: leave it out"
+                )
             if found := [token for token in special if token in text.lower()]:
                 raise ValueError(f"{name}: {solver.shown(text)} holds {found[0]}, a special token: leave it out")
             if over := beyond(pipe, text):
@@ -214,8 +221,8 @@ def check(pipe: DiffusionPipeline, **lists: list[str]) -> None:
 
 
 def beyond(pipe: DiffusionPipeline, text: str) -> int:
-    """How many tokens of a text the model does not read, as it reads so many positions and no more."""
-    segments = [(end - start, tokenizer) for start, end, tokenizer in _segments(pipe, "tokens") if tokenizer]
+    """How many of a text's tokens the model does not read, because it has too few positions."""
+    segments = [(end - start, tokenizer) for start, end, tokenizer in _segments(pipe, "tokens")]
     rooms = [room - tokenizer.num_special_tokens_to_add() for room, tokenizer in segments]
     return max([0, *(len(own) - room for own, room in zip(ids(pipe, text), rooms, strict=True))])
 
@@ -225,8 +232,8 @@ def check_erased(
 ) -> None:
     """Raises ValueError, naming the parameter, if `check` does, a concept stands twice, or a target names its concept.
 
-    Two spellings of the same tokens are one concept. Warns of a concept that ends in a sign such as a full stop, as
-    the edit acts on its last token, and of one that is preserved too.
+    Two spellings of the same tokens are one concept. Warns of a concept that ends in a character such as a full
+    stop, as the edit acts on its last token, and of one that is preserved too.
     """
     check(pipe, concept=concepts, target=targets)
     seen, kept = {}, {str(ids(pipe, text)): text for text in dict.fromkeys(preserve or [])}
@@ -283,7 +290,7 @@ def targets_of(target: str | list[str], concepts: list[str]) -> list[str]:
 def listed(value: list[str], name: str) -> list[str]:
     """The texts as a list. Raises TypeError, naming the parameter, if it is not a list of texts."""
     if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
-        raise TypeError(f"{name} must be a list of texts, not {value!r}")
+        raise TypeError(f"{name} must be a list of texts, not {solver.shown(value)}")
     return list(value)
 
 
@@ -401,7 +408,7 @@ def _extended(T: Tensor) -> Tensor:
 def _segments(pipe: DiffusionPipeline, path: str) -> list[tuple[int, int, object]]:
     """Where each tokenizer's positions start and end, and the tokenizer; of the pooled path one position, and None.
 
-    Raises TypeError for a tokenizer whose end tokens are not known.
+    Raises TypeError for a tokenizer whose end tokens are not known, or if there is none.
     """
     names = family(pipe).readers[path].tokenizers
     if not names:
@@ -420,6 +427,8 @@ def _segments(pipe: DiffusionPipeline, path: str) -> list[tuple[int, int, object
         length = own if keyword is None else inspect.signature(pipe.encode_prompt).parameters[keyword].default
         found.append((end, end + length, tokenizer))
         end += length
+    if not found:
+        raise TypeError(f"pipe is a {type(pipe).__name__} without {' or '.join(names)}: it is not supported")
     return found
 
 

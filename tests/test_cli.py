@@ -391,7 +391,7 @@ MISTAKES = {
     "guard {model} dog bus --synonyms puppy": "--synonyms are those of one concept",
     "guard {model} dog --target a b": "2 targets for 1 concepts",
     "guard {model} dog --preserve-file {tmp}/no": "No such file",
-    "erase {model} d\udcffg": r"concept: 'd\\udcffg' holds '\\udcff', which nobody sees: leave it out",
+    "erase {model} d\udcffg": r"concept: 'd\\udcffg' holds '\\udcff', an invisible character: leave it out",
 }
 
 

@@ -157,8 +157,9 @@ def test_a_wrong_kind_or_a_broken_file_is_refused(pipe, tmp_path):
         Edit.load(path)
     with pytest.raises(ValueError, match="no method 'os'"):
         Hooks("os", {}, {})
-    with pytest.raises(ValueError, match="has no hook"):
-        Hooks("uce", {}, {})
+    for rule in ("uce", 5):
+        with pytest.raises(ValueError, match="has no hook"):
+            Hooks(rule, {}, {})
 
 
 def test_an_edit_for_another_encoder_is_refused(pipe):

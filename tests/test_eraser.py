@@ -119,14 +119,15 @@ def test_erase_suppresses_the_concept_and_the_derived_embedding_brings_it_back(p
     assert distance(back, C[word]) < 0.1 * distance(erased, C[word])
 
 
-def test_many_preserve_texts_enter_through_their_gram_alone(pipe):
+def test_many_preserve_texts_enter_through_their_gram_alone(pipe, monkeypatch):
     pipe.to(torch.float64)
     asked = [f"{a} {b}" for a in "abcdefgh" for b in "abcdefgh"] + ["a a", " ", " "]
     rows = texts.encode(pipe, asked)
-    assert_close(texts.encode_gram(pipe, asked, batch_size=5), rows.flatten(0, 1).T @ rows.flatten(0, 1))
     last = torch.stack([row[texts.last_word(pipe, text)] for row, text in zip(rows, asked, strict=True)])
-    for batch_size in (5, 1000):
-        assert_close(texts.encode_gram(pipe, asked, batch_size, last=True), last.T @ last)
+    for size in (5, 1000):
+        monkeypatch.setattr(texts, "BATCH", size)
+        assert_close(texts.encode_gram(pipe, asked), rows.flatten(0, 1).T @ rows.flatten(0, 1))
+        assert_close(texts.encode_gram(pipe, asked, last=True), last.T @ last)
     with pytest.raises(ValueError, match="prompts must be a list"):
         texts.encode_gram(pipe, [])
 
@@ -369,6 +370,10 @@ def test_composition_edits_by_the_left_one_first(pipe):
     assert both.provenance["composed"] == [dog.provenance, cat.provenance]
     assert len(both.history) == len(dog.history) + len(cat.history)
     assert torch.equal(both.history[-1], both.map)
+    with pytest.raises(ValueError, match="single steps of this eraser are not known"):
+        both.at(0)
+    with pytest.raises(ValueError, match="step must be a whole number from -4 to 3, not 4"):
+        dog.at(4)
 
 
 def test_save_and_load_round_trip(pipe, tmp_path):
@@ -464,7 +469,7 @@ def test_a_loaded_adapter_is_refused(pipe, tmp_path):
     eraser = rece.erase(pipe, "dog")
     eraser.save_lora(tmp_path)
     pipe.load_lora_weights(tmp_path)
-    with pytest.raises(ValueError, match="not a plain Linear: unload adapters"):
+    with pytest.raises(ValueError, match="is a peft.*Linear, not a plain Linear: unload adapters"):
         eraser.apply(pipe)
 
 
@@ -475,8 +480,12 @@ BAD = {
     "number": (dict(concept=3), TypeError, "concept must be a list of texts"),
     "targets": (dict(concept=["dog", "cat"], target=["a"]), ValueError, "1 targets for 2 concepts"),
     "preserve text": (dict(preserve="sun"), TypeError, "preserve must be a list of texts"),
+    "long preserve": (dict(preserve=["x" * 50]), ValueError, "preserve: 'x+' has 28 tokens more"),
+    "long start": (dict(start={"preserve": ["x" * 50]}), ValueError, "start.preserve: 'x+' has 28 tokens more"),
+    "long rounds": (dict(each={"preserve": ["x" * 50]}), ValueError, "each.preserve: 'x+' has 28 tokens more"),
     "preserve numbers": (dict(preserve=[1]), TypeError, "preserve must be a list of texts"),
     "rounds": (dict(rounds=-1), ValueError, "rounds must be a whole number"),
+    "written rounds": (dict(rounds="Auto"), ValueError, "rounds must be a whole number or \"auto\", not 'Auto'"),
     "half rounds": (dict(rounds=1.5), ValueError, "rounds must be a whole number"),
     "reg": (dict(each={"reg": "one"}, rounds=0), ValueError, "each.reg must be one of zero, target"),
     "lamb": (dict(each={"lamb": 0.0}), ValueError, "^each.lamb must be a positive"),
@@ -588,3 +597,8 @@ def test_a_pooled_map_that_is_cut_is_told(xl, tmp_path):
         loss = eraser.save_lora(tmp_path, rank=2, pipe=xl)
     assert loss == eraser.loss(2) == rece.Eraser(eraser.pooled).loss(2) > 0.1
     assert f"cut to rank 2 of 6 and lacks {loss:.1%}" in card(eraser, rank=2)
+
+
+def test_a_report_reads_everyday_words_that_hold_a_concepts_letters(pipe, monkeypatch):
+    monkeypatch.setattr(texts, "everyday", lambda: ["car", "a red car", "carrot"])
+    assert list(rece.erase(pipe, "car", rounds=0).report()["moved"]) == ["carrot"]

@@ -380,7 +380,7 @@ def test_compiled_models_are_refused_and_can_be_restored(any_pipe, whole):
         inner.compile()
     with pytest.raises(ValueError, match="is compiled: edit the model first"):
         layers.gram(any_pipe)
-    layers.restore(any_pipe)
+    eraser.remove(any_pipe)
     modules = dict(inner.named_modules())
     assert all(modules[name].weight.equal(weight) for name, weight in before.items())
 
@@ -401,6 +401,19 @@ def test_other_models_are_refused_with_the_list_of_those_that_are_not(pipe):
         layers.prompt_layers(pipe, "pooled")
     with pytest.raises(ValueError, match="start.tokens must be"):
         rece.erase(pipe, "dog", start={"tokens": "first"})
+
+
+def test_a_pipeline_without_its_first_tokenizer_is_refused(xl):
+    xl.register_modules(tokenizer=None, text_encoder=None)
+    for make in METHODS.values():
+        with pytest.raises(TypeError, match="StableDiffusionXLPipeline without tokenizer: it is not supported"):
+            make(xl)
+
+
+def test_a_map_of_single_precision_is_checked_as_it_was_fused(pipe):
+    layers.fuse(pipe, torch.eye(32) / 3)
+    layers.check_fused(pipe)
+    assert torch.equal(layers.fused(pipe), (torch.eye(32) / 3).double())
 
 
 def test_an_unknown_tokenizer_is_refused_with_what_to_add(pipe):

@@ -359,6 +359,7 @@ def test_saved_composed_and_removed(any_pipe, tmp_path):
         ({"target": 5}, "target must be a list of texts"),
         ({"preserve": "cat"}, "preserve must be a list of texts"),
         ({"preserve": [5]}, "preserve must be a list of texts"),
+        ({"preserve": ["x" * 50]}, "preserve: 'x+' has 28 tokens more"),
         ({"synonyms": "puppy"}, "synonyms must be a list of texts"),
         ({"synonyms": {"cat": ["kitty"]}}, "synonyms: 'cat' is none of the concepts"),
         ({"concept": ["dog", "bus"], "synonyms": ["puppy"]}, "synonyms must be a dict"),
@@ -385,3 +386,15 @@ def test_a_pipeline_with_an_eraser_is_refused(pipe):
     rece.erase(own, "dog", rounds=0, progress=False).apply(own)
     with pytest.raises(ValueError, match="carries an eraser"):
         rece.guard(own, "dog", preserve=KEPT, progress=False)
+
+
+def test_what_the_pooled_path_chose_is_kept(xl):
+    made = rece.guard(xl, "dog", preserve=KEPT, progress=False)
+    found = made.provenance["pooled_report"]
+    dog, target = (texts.at_last_words(xl, [text], "pooled")[0] for text in ("dog", " "))
+    Q, _ = layers.answers(xl, "pooled")
+    guard = (Q @ (made.pooled @ dog - dog)).norm() / (Q @ (dog - target)).norm()
+    assert found["guard"]["dog"] == pytest.approx(guard.item()) and found["rank"] == 1
+    assert found["drift"] <= guarding.DRIFT or found["mu"] == guarding.MUS[-1]
+    alone = rece.guard(xl, "dog", preserve=KEPT, pooled=False, progress=False)
+    assert "pooled_report" not in alone.provenance

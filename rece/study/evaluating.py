@@ -11,7 +11,6 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import pandas as pd
-import torch
 from diffusers import DiffusionPipeline
 
 from rece import attacks, files, layers, texts
@@ -64,7 +63,7 @@ class Evaluation:
         """Read a file that `save` wrote. Raises FileNotFoundError, or ValueError if it is none."""
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
-            certificate = found["certificate"] and Certificate(pd.DataFrame(found["certificate"]), torch.empty(0, 0))
+            certificate = found["certificate"] and Certificate(pd.DataFrame(found["certificate"]))
             tables = pd.DataFrame(found["results"]), pd.DataFrame(found["kept"])
             return cls(found["concept"], found["edit"], *tables, certificate)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
