@@ -61,7 +61,7 @@ def test_every_model_is_audited_and_judged(emoji, judge):
 
 
 def test_an_audit_that_was_run_before_is_read(emoji, judge, monkeypatch):
-    section = {"n": 2, "tried": {"completion": {"shares": [0.5]}}, "relearning": {}}
+    section = {"n": 2, "tried": {"completion": {"shares": [0.0]}}, "relearning": {}}
     given = (emoji, emoji, judge, WORLD, {"dog": DOG}, {("uce", "names", 1): {}}, section, FAIR, GENERATE)
     first = auditing.run(*given)
     monkeypatch.setattr(auditing.audits, "run", lambda *_, **__: pytest.fail("it is not run again"))

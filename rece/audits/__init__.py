@@ -24,7 +24,8 @@ audit(victim, original, prompts, seeds, *, generate, **settings) -> {level: pict
     level: how much was given to the attacker, as the file says. pictures: uint8 (n, height, width, 3).
 
 They run on pipelines of the kind of Stable Diffusion 1 and 2. Both models are left as they were. The same seeds give
-the same bits on one machine, whatever other prompts there are.
+the same bits on one machine, whatever other prompts there are (`adapter` trains on all prompts, so there the company
+counts).
 """
 
 from importlib import import_module
@@ -33,17 +34,12 @@ from pkgutil import iter_modules
 import numpy as np
 from diffusers import DiffusionPipeline
 
-from rece import families
+from rece import families, solver
 
 
 def names() -> list[str]:
     """The audits there are, in alphabetical order."""
     return sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
-
-
-def holds(name: str) -> str:
-    """What the attacker of an audit holds. Raises ValueError for an unknown name."""
-    return _module(name).HOLDS
 
 
 def run(
@@ -62,6 +58,9 @@ def run(
     """
     if isinstance(prompts, str) or not prompts or len(prompts) != len(seeds):
         raise ValueError(f"seeds must be one number per prompt: {len(seeds)} seeds for {len(prompts)} prompts")
+    if not {"steps", "guidance", "batch_size"} <= set(generate):
+        raise ValueError(f"generate must hold steps, guidance and batch_size, not {', '.join(generate) or 'nothing'}")
+    solver.whole(steps=generate["steps"], batch_size=generate["batch_size"])
     for pipe in (victim, original):
         families.check_tokens_alone(pipe)
     return _module(name).audit(victim, original, list(prompts), [int(s) for s in seeds], generate=generate, **settings)

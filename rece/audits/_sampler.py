@@ -15,7 +15,8 @@ APART = 1_000_003  # between the seeds of an attacker's noise and those that pic
 
 
 def batches(n: int, size: int) -> Iterator[tuple[list[int], int]]:
-    """Rows of batches of exactly this size, the last one filled up by repeats, and how many of each count."""
+    """Row numbers in batches of exactly `size`, the last one filled up by repeats, each with how many of its rows
+    count."""
     for start in range(0, n, size):
         yield [min(row, n - 1) for row in range(start, start + size)], min(size, n - start)
 
@@ -37,18 +38,20 @@ def noise(pipe: DiffusionPipeline, seeds: list[int]) -> Tensor:
 
 
 def decode(pipe: DiffusionPipeline, latents: Tensor) -> np.ndarray:
-    """The pictures of latents: uint8 (n, h, w, 3)."""
+    """The pictures of latents: uint8 (n, h, w, 3). Raises ValueError if they are not finite."""
     vae = pipe.vae
     with torch.no_grad():
         found = [vae.decode(some.to(vae.dtype) / vae.config.scaling_factor).sample for some in latents.split(16)]
     pixels = (torch.cat(found).float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+    if not np.isfinite(pixels).all():
+        raise ValueError("the sampler came to values that are not finite: lower eta or guidance")
     return (pixels * 255).round().astype(np.uint8)
 
 
 def scheduler(pipe: DiffusionPipeline, steps: int) -> DDIMScheduler:
     """DDIM with the pipeline's own noise schedule, set to so many steps, and so is the pipeline's own scheduler, which
     hooks may look at."""
-    found = DDIMScheduler.from_config(pipe.scheduler.config)
+    found = DDIMScheduler.from_config({"clip_sample": False, **pipe.scheduler.config})  # DDIM's own default is True
     found.set_timesteps(steps)
     pipe.scheduler.set_timesteps(steps)
     return found
@@ -92,7 +95,9 @@ def painted(
 ) -> np.ndarray:
     """Pictures that DDIM comes to, uint8 (n, h, w, 3): each from `scale` times the noise of its seed.
 
-    predict: of some rows, what is predicted for their latents, a time and a step. eta: how much noise each step adds.
+    predict: of some rows, what is predicted for their latents, a time and a step, which is counted from `first`. eta:
+    how much noise each step adds. DDIM knows eta up to 1. Beyond it, the fresh noise is multiplied by eta and the rest
+    of the step stays that of 1 (ours).
     shown: pictures to begin from, with the noise of step `first`, and to keep where `anew` is False: bool, of the
     latents' height and width.
     """
@@ -105,8 +110,8 @@ def painted(
             times = ddim.timesteps[first:]
             z = plain if begun is None else ddim.add_noise(begun, plain, times[:1])
             for step, time in enumerate(times):
-                fresh = torch.stack([torch.randn(z.shape[1:], generator=one) for one in random]).to(z) if eta else None
-                z = ddim.step(turn(z, time, step), time, z, eta=eta, variance_noise=fresh).prev_sample
+                fresh = torch.stack([torch.randn(z.shape[1:], generator=one) for one in random]).to(z) * max(eta, 1.0)
+                z = ddim.step(turn(z, time, step), time, z, eta=min(eta, 1.0), variance_noise=fresh).prev_sample
                 if anew is not None:
                     later = times[step + 1 : step + 2]
                     z = torch.where(anew, z, ddim.add_noise(begun, plain, later) if len(later) else begun)

@@ -1,4 +1,4 @@
-"""Adapter: a LoRA that was trained with the original, on its pictures of the concept, is put on the victim.
+"""Adapter: a LoRA that was trained with the original, on its pictures of the concept, is put on the victim (ours).
 
 A model that never saw the concept, with the same adapter, shows what the adapter brings by itself.
 """
@@ -43,7 +43,9 @@ def audit(
     asked = [prompts[n % len(prompts)] for n in range(lessons)]
     later = [seeds[n % len(seeds)] + APART + n for n in range(lessons)]
     shown = pictures(original, asked, later, **generate, progress=False)
-    taught, edited = (with_adapter(pipe, rank) for pipe in (original, victim))
+    taught, edited = apart(original), apart(victim)
+    for pipe in (taught, edited):
+        add(pipe.unet, rank)
     learnt = [one for name, one in taught.unet.named_parameters() if "lora_" in name]
     for done in learn(taught, learnt, to_latents(original, shown), encoded(original, asked), lr, size):
         if done == updates:
@@ -53,13 +55,6 @@ def audit(
         str(level): pictures(pipe, prompts, seeds, **generate, progress=False)
         for level, pipe in {0: victim, updates: edited}.items()
     }
-
-
-def with_adapter(pipe: DiffusionPipeline, rank: int) -> DiffusionPipeline:
-    """The pipeline with a copy of its UNet that has a LoRA on its layers attn2, which does nothing yet."""
-    found = apart(pipe)
-    add(found.unet, rank)
-    return found
 
 
 def apart(pipe: DiffusionPipeline) -> DiffusionPipeline:

@@ -1,7 +1,10 @@
-"""Completion: the original draws the first steps, the victim the rest ("When Are Concepts Erased", NeurIPS 2025)."""
+"""Completion: the original draws the first steps, the victim the rest ("When Are Concepts Erased", NeurIPS 2025,
+arXiv 2505.17013).
+"""
 
 from diffusers import DiffusionPipeline
 
+from rece import solver
 from rece.audits._sampler import asking, painted
 
 HOLDS = "the original too"
@@ -17,9 +20,11 @@ def audit(
     shares: tuple[float, ...] = (0.1, 0.2, 0.4),
 ) -> dict:
     """Level: the share of steps that the original draws; published are 0.1 and 0.2. The sampler is DDIM."""
+    steps = generate["steps"]
     for share in shares:
-        if isinstance(share, bool) or not 0 <= share <= 1:
-            raise ValueError(f"shares must be numbers from 0 to 1, not {share!r}")
+        solver.fraction(share, "shares")
+        if share and not round(share * steps):
+            raise ValueError(f"shares: {share} of {steps} steps is no step: raise it")
     first, then = (asking(pipe, prompts, generate["guidance"]) for pipe in (original, victim))
 
     def turns(switch: int):
@@ -29,4 +34,4 @@ def audit(
 
         return predict
 
-    return {str(share): painted(victim, seeds, generate, turns(round(share * generate["steps"]))) for share in shares}
+    return {str(share): painted(victim, seeds, generate, turns(round(share * steps))) for share in shares}

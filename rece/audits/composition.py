@@ -6,6 +6,7 @@ Its code could not be reached. Which other prompts, and that all weigh the same,
 
 from diffusers import DiffusionPipeline
 
+from rece import texts
 from rece.audits._sampler import asking, painted
 
 HOLDS = "words"
@@ -25,16 +26,17 @@ def audit(
     others: per prompt the texts that stand in for it, as many for each. Level: how many they are: the first of them,
     the first two, and so on.
     """
+    others = [texts.listed(some, "others") for some in others]
     counts = {len(some) for some in others}
     if len(others) != len(prompts) or len(counts) != 1 or 0 in counts:
         raise ValueError("others must hold a list of texts per prompt, as many for each, and one at least")
     (most,) = counts
-    each = [asking(victim, [some[n] for some in others], generate["guidance"]) for n in range(most)]
+    of = asking(victim, [text for some in zip(*others, strict=True) for text in some], generate["guidance"])
 
     def together(level: int):
         def predict(rows: list[int]):
-            turns = [one(rows) for one in each[:level]]
-            return lambda z, time, step: sum(turn(z, time, step) for turn in turns) / level
+            turn = of([n * len(others) + row for n in range(level) for row in rows])
+            return lambda z, time, step: turn(z.repeat(level, 1, 1, 1), time, step).unflatten(0, (level, -1)).mean(0)
 
         return predict
 

@@ -2,6 +2,7 @@
 
 from diffusers import DiffusionPipeline
 
+from rece import solver
 from rece.audits._sampler import APART, asking, painted
 from rece.images import generate as pictures
 
@@ -23,8 +24,9 @@ def audit(
     """
     steps = generate["steps"]
     for strength in strengths:
-        if isinstance(strength, bool) or not 0 < round(strength * steps) <= steps:
-            raise ValueError(f"strengths must be numbers above 0, up to 1, that give a step, not {strength!r}")
+        solver.fraction(strength, "strengths")
+        if not round(strength * steps):
+            raise ValueError(f"strengths: {strength} of {steps} steps is no step: raise it")
     shown = pictures(original, prompts, seeds, **generate, progress=False)
     predict, later = asking(victim, prompts, generate["guidance"]), [seed + APART for seed in seeds]
 

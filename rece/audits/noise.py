@@ -1,7 +1,9 @@
 """Noise: the victim's sampler is given more noise than it should, in many ways, and the best picture counts ("When Are
-Concepts Erased", NeurIPS 2025).
+Concepts Erased", NeurIPS 2025, arXiv 2505.17013).
 
-Ours: the same tries on a model that never saw the concept say what so many tries find by chance.
+Published: the second number acts in every step of the sampler, and each try has new noise. Ours: it multiplies the
+first noise, and all tries of a prompt share their noise. Also ours: the same tries on a model that never saw the
+concept say what so many tries find by chance.
 """
 
 from itertools import product

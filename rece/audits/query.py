@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 from diffusers import DiffusionPipeline
 
-from rece import solver
+from rece import solver, texts
 from rece.images import generate as pictures
 
 HOLDS = "the model's pictures"
@@ -31,9 +31,11 @@ def audit(
     """Draw each prompt with `words` random words before it, then change one of them at a time: `queries` pictures.
 
     score: how much pictures, uint8 (n, h, w, 3), show the concept, (n,): the attacker's own classifier. vocabulary:
-    the words he tries; none should name the concept. Level: how many pictures were drawn of a prompt: 1, and all.
+    the words that are tried; none should name the concept. Level: how many pictures were drawn of a prompt: 1, and
+    all.
     """
     solver.whole(words=words, queries=queries)
+    vocabulary = texts.listed(vocabulary, "vocabulary")
     if not vocabulary:
         raise ValueError("vocabulary must hold a word at least")
     random = [Random(f"{prompt}/{seed}") for prompt, seed in zip(prompts, seeds, strict=True)]
