@@ -72,6 +72,18 @@ def test_a_rivals_numbers_are_chosen_on_others_and_then_it_is_measured(serial):
     assert edits.guarded[0] == 0.0 and edits.changed[0] == 0 and edits.slowdown[0] > 0 and edits.bytes[0] > 0
 
 
+def test_what_an_edit_costs_is_measured_where_it_is_reported_alone(serial, monkeypatch):
+    measured, images = [], serial[0]
+    monkeypatch.setattr(arena, "measures", lambda *given: measured.append(1) or {})
+
+    def drawn(sources, plan_of, generate, budgets, job):
+        return images.assign(group=job[0], numbers=json.dumps(job[3]))
+
+    monkeypatch.setattr(arena, "_images", drawn)
+    arena.rival(SOURCES, "sld", FAIR, QUICK, GENERATE, BUDGETS)
+    assert len(measured) == 1
+
+
 def test_workers_compute_what_one_process_computes_though_one_is_killed(tmp_path, monkeypatch, serial):
     """Two workers on this machine; the first that has made an edit is killed before it has measured it."""
     dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
@@ -161,8 +173,21 @@ def test_the_summary_takes_the_strongest_attack_of_each_group_but_free_rows():
     assert (found["rows"] == 1).all() and found.against_uce["esd_x"] == 50.0
     rates = ranking.rates(images)
     both = rates[(rates.kind == "all") & (rates.what == "closed_form")].set_index("method")
-    assert both.successes.to_dict() == {"uce": 8, "esd_x": 0} and (both.n == 8).all()
+    assert both.rate.to_dict() == {"uce": 1, "esd_x": 0} and (both.n == 8).all()
     assert found.more_strongest.to_dict() == {"uce": 0.0, "esd_x": -1.0} and (found.more_kept == 0).all()
+
+
+def test_the_strongest_attack_is_one_that_every_edit_met():
+    images, edits = tables()
+    own = images[(images.method == "esd_x") & (images.what == "plain")]
+    found = ranking.summary(pd.concat([images, own.assign(what="reachable", sure=1)]), edits, "uce")
+    assert found.set_index("method").strongest["esd_x"] == 0
+
+
+def test_no_difference_at_all_may_be_one_on_either_side():
+    images, edits = tables()
+    found = ranking.summary(images.assign(sure=1), edits, "uce").set_index("method").loc["esd_x"]
+    assert found.more_kept == 0 and found.more_kept_low == -found.more_kept_high < 0
 
 
 def test_a_difference_is_taken_group_by_group():

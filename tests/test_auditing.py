@@ -1,5 +1,7 @@
 """The study of audits: which groups, what is judged, relearning, and rounding."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -66,6 +68,9 @@ def test_an_audit_that_was_run_before_is_read(emoji, judge, monkeypatch):
     first = auditing.run(*given)
     monkeypatch.setattr(auditing.audits, "run", lambda *_, **__: pytest.fail("it is not run again"))
     pd.testing.assert_frame_equal(auditing.run(*given), first)
+    other = replace(WORLD, distant={})  # other words may be asked of another world
+    with pytest.raises(pytest.fail.Exception, match="not run again"):
+        auditing.run(*given[:3], other, *given[4:])
     section["tried"] = {"completion": {"shares": [1.0]}}
     with pytest.raises(pytest.fail.Exception, match="not run again"):
         auditing.run(*given)

@@ -72,7 +72,7 @@ def test_a_hook_acts_under_every_audit_and_keeps_nothing_of_the_one_before(pipe,
             assert (images == first[name][level]).all(), (name, level)
     plain = run("noise", pipe, pipe, steps=2)
     assert any((images != plain[level]).any() for level, images in first["noise"].items()), "it acts"
-    taught = {"lr": 1e-3, "batch_size": 2, "generate_as": HOW | {"progress": False}}
+    taught = {"lr": 1e-3, "batch_size": 2, "generate": HOW | {"progress": False}}
     for learn in ("readers", "unet", "lora"):
         assert list(relearn(adapter.apart(hooked), pipe, PROMPTS, SEEDS, [0, 2], learn=learn, **taught)) == [0, 2]
     drawn = run("completion", hooked, pipe, steps=2)

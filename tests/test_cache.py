@@ -1,11 +1,15 @@
 """What was computed is not computed again, and nothing else stands in for it."""
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from rece import attacks, images
+import rece
+from rece import attacks, images, methods
+from rece.edits import Hooks
 from rece.eraser import Eraser
 from rece.study import cache, experiment
 
@@ -74,6 +78,7 @@ def test_the_digest_of_code_holds_its_imports(tmp_path, monkeypatch):
     (tmp_path / "rece/two.py").write_text("def f():\n    import rece.three\n")
     (tmp_path / "rece/three.py").write_text("x = 1\n")
     monkeypatch.setattr(cache, "CODE", tmp_path)
+    monkeypatch.setattr(rece, "__path__", [*rece.__path__, str(tmp_path / "rece")])
     assert cache.imported("import rece.one") == {"rece/one.py", "rece/two.py", "rece/three.py"}
     found = set()
     for text in ("x = 1\n", "x = 2\n"):
@@ -82,3 +87,18 @@ def test_the_digest_of_code_holds_its_imports(tmp_path, monkeypatch):
         found.add(cache.code("rece.one"))
     cache.code.cache_clear()
     assert len(found) == 2
+
+
+def test_another_source_of_a_hook_is_another_model(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    found = []
+    for size in (1, 22):
+        text = f"from torch import nn\n\nSIZE = {size}\n\n\nclass Hook(nn.Module):\n    def __init__(self, state):\n"
+        text += "        super().__init__()\n\n    def attach(self, pipe):\n        return []\n"
+        (tmp_path / "hooked.py").write_text(text)
+        sys.modules.pop("rece.methods.hooked", None)
+        cache.code.cache_clear()
+        found.append(cache.weights(Hooks("hooked", {}, {}).copy_of(pipe)))
+    sys.modules.pop("rece.methods.hooked")
+    assert found[0].pop("hooks") != found[1].pop("hooks") and found[0] == found[1]
+    assert "hooks" not in cache.weights(pipe) and cache.hooks(pipe) == {}

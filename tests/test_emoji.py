@@ -149,3 +149,16 @@ def test_what_the_control_leaves_out_never_reaches_its_training(emoji, monkeypat
 def test_a_control_cannot_leave_out_what_is_not_there(tmp_path, emoji):
     with pytest.raises(ValueError, match="without: 'pegasus'"):
         build.control(tmp_path, emoji, tmp_path, ["dog", "pegasus"], 1)
+
+
+def test_what_other_settings_made_is_not_taken(tmp_path, monkeypatch):
+    settings = {"objects": 3, "variants": 4, "phrases": 10, "seed": 0}
+    others = [settings | {name: 5} for name in settings]
+    assert len({build.place(tmp_path, some) for some in (settings, *others)}) == 5
+    assert build.place(tmp_path, settings) == build.place(tmp_path, dict(reversed(settings.items())))
+    np.save(tmp_path / "bank.npy", np.zeros((1, 1, 3, 64, 64, 3), np.uint8))
+    runs = []
+    monkeypatch.setattr(train, "train_judge", lambda *given: runs.append(given[3]) or Judge(["a"], ["s"]))
+    for own in ({}, {}, {"seed": 1}, {"held_out": 1}, {"minutes": 2}):
+        build.judge(tmp_path, tmp_path / "judge", **{"minutes": 1} | own)
+    assert runs[0] == runs[1] and len(set(runs)) == 4

@@ -1,6 +1,7 @@
 """Entries: every kind of outside file is read as the edit that it is, measured, and kept with who made it."""
 
 import json
+from importlib import import_module
 
 import pandas as pd
 import pytest
@@ -122,8 +123,15 @@ def test_what_is_no_entry_is_refused_in_one_line(small, emoji, eraser):
     with pytest.raises(FileNotFoundError, match="FILE: there is no"):
         entry.score(small / "other.safetensors", "dog")
     (small / "uce.py").write_text(METHOD)
-    with pytest.raises(ValueError, match="'uce' is no name"):
+    with pytest.raises(ValueError, match="'uce' is already a row of the table: rename the file"):
         entry.score(small / "uce.py")
+    for name in ("guarded", "original", "control"):
+        eraser.save(small / f"{name}.safetensors")
+        with pytest.raises(ValueError, match=f"FILE: '{name}' is already a row"):
+            entry.score(small / f"{name}.safetensors", "dog")
+    (small / "plain.py").write_text(ATTACK)
+    with pytest.raises(ValueError, match="'plain' is no name"):
+        entry.score(small / "plain.py")
     (small / "both.py").write_text(METHOD + ATTACK)
     with pytest.raises(ValueError, match="must define one function"):
         entry.score(small / "both.py")
@@ -136,3 +144,20 @@ def test_what_is_no_entry_is_refused_in_one_line(small, emoji, eraser):
     with pytest.raises(ValueError, match="holds no UNet"):
         entry.read(emoji, small / "vae")
     assert not (small / "entries").exists()
+
+
+def test_a_second_entry_of_one_name_is_run_with_its_own_code(tmp_path):
+    for n in (1, 2):
+        file = tmp_path / str(n) / "mine.py"
+        file.parent.mkdir()
+        file.write_text(f"{METHOD}\nN = {n}\n")
+        with entry.loaded(file):
+            assert import_module("rece.methods.mine").N == n
+
+
+def test_what_others_reached_is_read_before_anything_is_measured(small, eraser, monkeypatch):
+    eraser.save(small / "mine.safetensors")
+    monkeypatch.setattr(entry.ranking, "gathered", lambda *_: (_ for _ in ()).throw(FileNotFoundError("no results")))
+    monkeypatch.setattr(entry, "defended", lambda *_: pytest.fail("measured first"))
+    with pytest.raises(FileNotFoundError, match="no results"):
+        entry.score(small / "mine.safetensors", "dog")

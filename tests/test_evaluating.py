@@ -1,6 +1,7 @@
 """One edit of one concept, evaluated: attacks, what is kept, the certificate, and the card that says so."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from rece import judges
 from rece.__main__ import main
 from rece.judges.clip import Clip
 from rece.study import config
-from rece.study.evaluating import NEIGHBOURS, QUICK, Evaluation, evaluate
+from rece.study.evaluating import NEIGHBOURS, QUICK, Evaluation, _templates, evaluate
 
 DRAW = {"steps": 10, "guidance": 4.0, "batch_size": 20}
 CHEAP = {name: QUICK[name] for name in ("plain", "synonym", "closed_form")}
@@ -62,6 +63,7 @@ def test_an_edit_that_does_nothing_leaves_all(emoji, judge):
         ({"concept": "dgo"}, "the judge knows no 'dgo', but .*dog"),
         ({"others": ["cat", "sofa"]}, "the judge knows no 'sofa'"),
         ({"templates": ["a picture"]}, "templates must be texts, each with one {}"),
+        ({"seeds": []}, "seeds must be one number or more"),
         ({"budgets": {"nosuch": {}}}, "attacks: there is no 'nosuch'"),
         ({"synonyms": ["<|endoftext|>"]}, "synonyms: .* a special token"),
     ],
@@ -124,3 +126,10 @@ def test_clip_names_the_likeliest_of_its_labels(tmp_path):
     for wrong in ("dog", ["dog"], ["dog", "dog"]):
         with pytest.raises(ValueError, match="labels must be two names or more"):
             Clip(wrong, folder)
+
+
+def test_a_style_is_asked_of_few_objects_where_there_are_few():
+    assert _templates(SimpleNamespace(objects=["dog", "cat"], styles=["noto"]), "noto") == [
+        "a dog in {} style",
+        "a cat in {} style",
+    ]

@@ -129,6 +129,13 @@ def test_rates_and_differences_respect_what_is_not_independent():
     (pair,) = fair.paired(images).to_dict("records")
     assert pair["than"] == "uce" and pair["rate"] == pytest.approx(rates.rate["guarded"] - rates.rate["uce"])
     assert pair["high"] - pair["low"] < rates.high["uce"] - rates.low["uce"]  # on the same prompts the groups cancel
+    (pair,) = fair.paired(images.assign(sure=1)).to_dict("records")
+    assert pair["rate"] == 0 and pair["low"] == -pair["high"] < 0  # nothing says which of the two is ahead
+
+
+def test_a_model_never_saw_what_its_drawings_left_out_whatever_it_is_called():
+    groups = {name: {"kind": "object", "erase": [WORLD.words[name][0]]} for name in ("bow", "dog")}
+    assert groups["bow"]["erase"] != ["bow"] and list(fair.unseen(WORLD, groups, ["bow"])) == ["bow"]
 
 
 def test_ablation_changes_one_thing_at_a_time(emoji):
@@ -145,6 +152,15 @@ def test_ablation_changes_one_thing_at_a_time(emoji):
     assert away["oblique"] > away["guarded"] and away["soft"] < away["plain directions"]
 
 
+def test_ablation_takes_the_mu_that_is_chosen_without_labels(emoji, monkeypatch):
+    from rece.study import ablation
+
+    taken, guard = [], ablation.guard
+    monkeypatch.setattr(ablation, "guard", lambda *a, mu, **k: taken.append(mu) or guard(*a, mu=mu, **k))
+    made = ablation.variants(emoji, WORLD, {"kind": "object", "size": 1, "erase": ["horse"], "target": " "}, None)
+    assert taken == [None] + [made["guarded"].provenance["mu"]] * 3
+
+
 def test_attacks_by_other_words_are_run_where_there_are_such_words():
     without = [name for name in WORLD.objects if not WORLD.held_out[name]]
     cases = pd.DataFrame({"name": [*without, "dog", "dog"]})
@@ -156,7 +172,7 @@ def test_attacks_by_other_words_are_run_where_there_are_such_words():
 def test_relearning_trains_the_layers_that_read_the_prompt_and_nothing_else(emoji):
     erased = rece.guard(emoji, "dog", preserve=["cat"], mu=1.0, progress=False)
     before = {name: weight.clone() for name, weight in emoji.unet.state_dict().items()}
-    how = {"lr": 1e-3, "batch_size": 2, "generate_as": {"steps": 1, "batch_size": 2, "progress": False}}
+    how = {"lr": 1e-3, "batch_size": 2, "generate": {"steps": 1, "batch_size": 2, "progress": False}}
     learnt = []
     for _ in range(2):
         model = erased.copy_of(emoji)
@@ -182,7 +198,7 @@ def test_relearning_can_train_all_of_the_unet_or_an_adapter(emoji, learn):
     how = {
         "lr": 1e-3,
         "batch_size": 2,
-        "generate_as": {"steps": 1, "batch_size": 2, "progress": False},
+        "generate": {"steps": 1, "batch_size": 2, "progress": False},
     }
     assert list(relearning.relearn(model, emoji, ["a dog", "the dog"], [0, 1], [0, 2], learn=learn, **how)) == [0, 2]
     after = {name.replace(".base_layer", ""): weight for name, weight in model.unet.state_dict().items()}
@@ -215,5 +231,7 @@ def test_what_a_search_may_spend_is_tried_with_the_attacks_own_numbers(emoji, mo
 
 
 class Always:
+    threshold = 0.0
+
     def answers(self, images, cases):
         return pd.DataFrame({"wanted": [True] * len(images), "probability": 1.0})

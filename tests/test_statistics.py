@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rece.study.statistics import correlations, pooled, rank_correlation, success_rate, wilson
+from rece.study.statistics import clustered, correlations, pooled, rank_correlation, success_rate, wilson
 
 
 def test_wilson_by_hand():
@@ -58,13 +58,12 @@ def test_rank_correlation_is_of_ranks_and_its_interval_holds_it():
             rank_correlation(x, y)
 
 
-def test_correlations_are_of_all_erasers_and_within_concepts(monkeypatch):
-    monkeypatch.setattr(rank_correlation, "__defaults__", (200, 0))
+def test_correlations_are_of_all_erasers_and_within_concepts():
     apart = pd.DataFrame({"concept": ["a"] * 4 + ["b"] * 4, "certified": [1, 2, 3, 4, 11, 12, 13, 14]})
     apart["text"], apart["embedding"] = [4, 3, 2, 1, 9, 8, 7, 6], 0.0
     found = correlations(apart)
     assert found["text"]["pooled"]["rho"] > 0.4
-    assert found["text"]["within"] == pytest.approx({"rho": -1, "low": -1, "high": -1, "n": 8})
+    assert found["text"]["within"] == pytest.approx({"rho": -1, "n": 8})
     assert np.isnan(found["embedding"]["pooled"]["rho"]) and found["embedding"]["pooled"]["n"] == 8
 
 
@@ -76,3 +75,18 @@ def test_methods_are_pooled_over_the_same_concepts_only():
     assert tuple(found.loc["rece", ["low", "high"]]) == wilson(4, 15)
     with pytest.raises(ValueError, match=r"rece was measured on a only, other methods on a, b \(plain\): run it on"):
         pooled(pd.concat([table[:3], table[:2].assign(method="mine")]), ["method", "attack"])
+
+
+def test_the_interval_of_clustered_values_holds_their_rate_and_stays_in_range():
+    values, names = [0, 1, 1, 1, 0, 0, 0, 1], list("aaaabbbb")
+    row = clustered(values, names, repeats=200)
+    assert (row["n"], row["clusters"], row["rate"]) == (8, 2, 0.5) and 0 <= row["low"] < 0.5 < row["high"] <= 1
+    one = clustered(values, ["a"] * 8, repeats=200)
+    assert one["clusters"] == 1 and 0 <= one["low"] < 0.5 < one["high"] < 1
+    half = wilson(0, 2)[1]
+    assert clustered([1] * 8, names)["low"] == pytest.approx(1 - half) and clustered([1] * 8, names)["high"] == 1
+    none = clustered([0] * 8, names, least=-1.0)  # differences that are all 0 may be on either side
+    assert (none["low"], none["high"]) == pytest.approx((-half, half))
+    assert clustered([-1] * 8, names, least=-1.0)["low"] == -1
+    with pytest.raises(ValueError, match="^values"):
+        clustered([], [])
