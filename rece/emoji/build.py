@@ -1,6 +1,7 @@
 """The four frozen stages that make Emoji Diffusion: dataset, pretrain, judge, control. Each resumes where it was
 stopped, and none takes what other settings made: files are named by a digest of theirs."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,14 +18,17 @@ from rece.emoji.world import World
 from rece.images import fingerprint
 from rece.images import generate as draw
 from rece.judges.embedded import Judge
-from rece.study.cache import digest
 
 SIDE = 64  # px
 
 
+def _digest(settings: list) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def place(cache: Path, settings: dict) -> Path:
     """The folder in `cache` for what these keywords of `dataset` make of the world's words."""
-    return Path(cache) / digest([settings, asdict(world.load(first=settings.get("objects"))), SIDE])
+    return Path(cache) / _digest([settings, asdict(world.load(first=settings.get("objects"))), SIDE])
 
 
 def dataset(
@@ -106,7 +110,7 @@ def pretrain(
     """
     folder, out = Path(folder), Path(out)
     the_world, bank = world.load(first=objects), np.load(folder / "bank.npy")
-    runs = folder / "checkpoints" / digest([minutes, seed])
+    runs = folder / "checkpoints" / _digest([minutes, seed])
     pictures = bank.reshape(-1, *bank.shape[3:])
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     reading = json.loads((folder / "phrases.json").read_text())
@@ -149,7 +153,7 @@ def control(
     unknown = sorted(set(without) - {*the_world.objects, *the_world.styles})
     if unknown:
         raise ValueError(f"without: {unknown[0]!r} is no object and no style of data/concepts.yaml")
-    run = digest([fingerprint(pipe), sorted(without), minutes, seed])
+    run = _digest([fingerprint(pipe), sorted(without), minutes, seed])
     parts = (pipe.tokenizer, pipe.text_encoder, pipe.vae, folder / "checkpoints" / f"control-{run}.pt")
     model = unet(the_world, np.load(folder / "bank.npy"), *parts, minutes, seed=seed, without=without)
     model.to(torch.float16).save_pretrained(out, safe_serialization=True)
@@ -160,7 +164,7 @@ def judge(
 ) -> Judge:
     """Train the judge on all but the last `held_out` variants of every drawing and write it to `out`."""
     the_world, bank = world.load(first=objects), np.load(Path(folder) / "bank.npy")
-    checkpoint = Path(folder) / "checkpoints" / f"judge-{digest([minutes, held_out, seed])}.pt"
+    checkpoint = Path(folder) / "checkpoints" / f"judge-{_digest([minutes, held_out, seed])}.pt"
     model = train.train_judge(bank[:, :, :-held_out], the_world.objects, the_world.styles, checkpoint, minutes, seed)
     model.save(out)
     return Judge.load(out)

@@ -96,7 +96,7 @@ def erase(
     concepts = texts.concepts_of(concept)
     settings = {"scale": scale, "threshold": threshold, "momentum": momentum, "beta": beta, "warm_up": warm_up}
     for name, value in settings.items():
-        solver.positive(value, name, or_zero=name != "scale")
+        solver.positive(value, name, or_zero=True)
     solver.fraction(beta, "beta")
     solver.fraction(warm_up, "warm_up")
     families.check_tokens_alone(pipe)
