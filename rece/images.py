@@ -119,12 +119,12 @@ def generate(
     return np.concatenate(images)
 
 
-def to_latents(pipe: DiffusionPipeline, images: np.ndarray) -> Tensor:
+def to_latents(pipe: DiffusionPipeline, images: np.ndarray, batch_size: int = 16) -> Tensor:
     """The VAE's mean latents of pictures, uint8 (n, h, w, 3): (n, c, h, w), scaled, on its device and in its dtype."""
     vae = pipe.vae
     with torch.no_grad():
         pixels = torch.as_tensor(images).permute(0, 3, 1, 2) / 127.5 - 1
-        found = [vae.encode(some.to(vae.device, vae.dtype)).latent_dist.mean for some in pixels.split(16)]
+        found = [vae.encode(some.to(vae.device, vae.dtype)).latent_dist.mean for some in pixels.split(batch_size)]
     return torch.cat(found) * vae.config.scaling_factor
 
 

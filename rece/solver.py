@@ -58,7 +58,7 @@ def edit_map(
         if PP.shape != (d, d):
             raise ValueError(f"PP must be P^T P of preserved tokens P, ({d}, {d}) like K's width: {tuple(PP.shape)}")
         A = A + preserve_scale * PP
-    return eye + erase_scale * _solve(A, K.T @ (T - K)).T
+    return eye + erase_scale * solve(A, K.T @ (T - K)).T
 
 
 def gram(weights: Iterable[Tensor] | Mapping[str, Tensor]) -> Tensor:
@@ -121,7 +121,7 @@ def derive(M: Tensor, G: Tensor, C: Tensor, *, lamb: float, reg: str = "zero", t
         left, right = A + lamb * eye, right + lamb * C
     else:
         left, right = (1 + lamb) * A + lamb * eye, right + lamb * (C @ A + C)
-    return _solve(left, right.T, "raise lamb, the ridge of the derived embedding").T
+    return solve(left, right.T, "raise lamb, the ridge of the derived embedding").T
 
 
 def gram_of_pairs(K: Tensor, T: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ def discriminant(D: Tensor, PP: Tensor, *, mu: float) -> Tensor:
     positive(mu, "mu", or_zero=True)
     A = PP / (PP.trace() / k).clamp(min=torch.finfo(PP.dtype).tiny)
     A = A + mu * torch.eye(k, dtype=A.dtype, device=A.device)
-    return torch.linalg.qr(_solve(A, D, "raise mu"))[0]
+    return torch.linalg.qr(solve(A, D, "raise mu"))[0]
 
 
 def oblique(U: Tensor, D: Tensor, share: float) -> Tensor:
@@ -314,7 +314,7 @@ def _rows(x: Tensor, name: str) -> Tensor:
     return x
 
 
-def _solve(A: Tensor, B: Tensor, remedy: str = "raise lamb") -> Tensor:
+def solve(A: Tensor, B: Tensor, remedy: str = "raise lamb") -> Tensor:
     """A^-1 B for symmetric positive definite A, refused where the condition number passes MAX_CONDITION."""
     L, failed = torch.linalg.cholesky_ex(A)
     _well_conditioned(math.inf if failed.item() else _condition(A, L), remedy)

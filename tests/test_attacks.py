@@ -50,14 +50,19 @@ def test_attacks_that_need_nothing_of_the_victim_do_not_look_at_it(pipe):
 
 
 GRADIENT = ("inversion", "p4d_k", "p4d_n", "unlearndiff")
+TOKENS = ("closed_form", "concept_vector", "mma", "ring_a_bell")
 
 
 def test_which_attacks_apply_to_which_victims(victim, pipe, xl):
+    pixart = tiny.pixart()
     for name in attacks.names():
         assert attacks.applies(name, victim) == ""
         assert bool(attacks.applies(name, pipe)) is (name == "reachable")
-        assert ("two text encoders" in attacks.applies(name, xl)) is (name in (*GRADIENT, "mma", "ring_a_bell"))
-        assert ("must have a UNet" in attacks.applies(name, tiny.pixart())) is (name in GRADIENT)
+        assert ("tokens and nothing else" in attacks.applies(name, xl)) is (name in (*GRADIENT, *TOKENS))
+        assert ("tokens and nothing else" in attacks.applies(name, pixart)) is (name in TOKENS)
+        assert ("must have a UNet" in attacks.applies(name, pixart)) is (name in GRADIENT)
+    edited = erase(xl, "dog", progress=False).apply(xl)
+    assert "tokens and nothing else" in attacks.applies("reachable", edited)
     assert "must carry an eraser" in attacks.applies("reachable", pipe)
     victim.scheduler.register_to_config(prediction_type="sample")
     for name in attacks.names():
@@ -445,7 +450,7 @@ def test_bad_budgets(victim, pipe, prompts, budget, message, monkeypatch):
 
 
 def test_unsupported_models(victim, pipe):
-    with pytest.raises(ValueError, match="two text encoders"):
+    with pytest.raises(ValueError, match="tokens and nothing else"):
         run("unlearndiff", tiny.sdxl(), pipe, **QUICK)
     victim.scheduler.register_to_config(prediction_type="sample")
     with pytest.raises(ValueError, match="prediction_type 'sample'"):

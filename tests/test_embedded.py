@@ -42,6 +42,8 @@ def test_the_embedded_judge_answers_about_images_and_describes_itself(folder):
     found, (objects, styles) = judge.answers(images, asked), judge.labels(images)
     assert list(found.label) == [objects[0], styles[1], objects[2], styles[3]] and judge.threshold == 0
     assert list(found.wanted) == [objects[0] == "dog", styles[1] == "red", objects[2] == "dog", styles[3] == "red"]
+    with pytest.raises(ValueError, match="images and cases must be as many"):
+        judge.answers(images[:1], asked)
     described = json.loads(json.dumps(judge.describe()))
     assert described["sha256"] == files.sha256(folder / "model.safetensors")
     assert (described["objects"], described["styles"]) == (["dog", "cat"], ["red", "blue"])

@@ -85,7 +85,7 @@ def test_lpips_without_scaling(squares):
     assert abs(scores.lpips(images, originals, size=32) - expected).min() > 1e-3
 
 
-def test_lpips_bad_input(squares):
+def test_lpips_bad_input(squares, monkeypatch):
     for images, originals in ((pictures(3), pictures(2)), (pictures(2), split(pictures(3), 1, 2))):
         with pytest.raises(ValueError, match="images and originals must be as many"):
             scores.lpips(images, originals)
@@ -96,6 +96,10 @@ def test_lpips_bad_input(squares):
     with pytest.raises(ValueError, match="images is empty"):
         scores.lpips(pictures(0), pictures(0))
     for name, value in (("interpolation", "best"), ("size", 8), ("batch_size", 0)):
+        with pytest.raises(ValueError, match=f"^{name}"):
+            scores.lpips(pictures(2), pictures(2), **{name: value})
+    monkeypatch.setattr("torchmetrics.image.lpip._NoTrainLpips", lambda **_: pytest.fail("downloaded"))
+    for name, value in (("interpolation", "best"), ("size", 8)):
         with pytest.raises(ValueError, match=f"^{name}"):
             scores.lpips(pictures(2), pictures(2), **{name: value})
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from rece import attacks
-from rece.attacks import _tokens, homoglyph, misspelling, mma, ring_a_bell
+from rece.attacks import _tokens, homoglyph, misspelling, ring_a_bell
 from rece.attacks._words import respell
 
 DOG = {"name": "dog", "words": ["dog", "hot dog"], "pairs": [["a dog", "a"], ["my dog", "my"]]}
@@ -99,10 +99,11 @@ def test_bf16_and_parameters_left_as_they_were(pipe, name, budget):
     "name, budget, message",
     [
         ("ring_a_bell", {"length": 0}, "length must be a whole number, 1"),
-        ("ring_a_bell", {"population": 1}, "population must be 2 or more"),
+        ("ring_a_bell", {"population": 1}, "population must be a whole number, 2"),
         ("ring_a_bell", {"generations": 1.5}, "generations must be"),
         ("ring_a_bell", {"batch_size": True}, "batch_size must be"),
         ("ring_a_bell", {"eta": float("nan")}, "eta must be a finite number"),
+        ("ring_a_bell", {"eta": True}, "eta must be a finite number"),
         ("ring_a_bell", {"concept": {"name": "dog", "words": ["dog"]}}, "pairs"),
         ("ring_a_bell", {"repeat": -1}, "repeat must be a whole number, 0"),
         ("mma", {"length": "4"}, "length must be"),
@@ -120,7 +121,7 @@ def test_bad_budgets(pipe, name, budget, message, monkeypatch):
 
 @BOTH
 def test_two_text_encoders_are_refused(xl, name, budget):
-    with pytest.raises(ValueError, match="two text encoders"):
+    with pytest.raises(ValueError, match="tokens and nothing else"):
         run(name, xl, **budget)
 
 
@@ -195,7 +196,7 @@ def test_search_finds_the_global_minimum():
 
 def test_the_greedy_step_is_the_literal_one_hot_gradients(pipe):
     # With one word per position to choose from, a step has no randomness left but its start.
-    words, ids = mma.unnamed(pipe.tokenizer, [DOG])
+    words, ids = _tokens.unnamed(pipe.tokenizer, [DOG])
     encoder, steps = pipe.text_encoder, 4
     table = encoder.get_input_embeddings().weight[ids].detach()
     budget = {"length": 5, "steps": steps, "top_k": 1, "batch": 5, "progress": False}
@@ -223,7 +224,7 @@ def test_the_greedy_step_is_the_literal_one_hot_gradients(pipe):
 
 
 def test_one_pooled_word_is_the_best_of_all_words(pipe):
-    words, _ = mma.unnamed(pipe.tokenizer, [DOG])
+    words, _ = _tokens.unnamed(pipe.tokenizer, [DOG])
     attempts = run("mma", pipe, length=1, steps=3, top_k=10**6, batch=1500, progress=False)
     for text, prompt in zip(attempts.prompts, PROMPTS, strict=True):
         assert text == min(words, key=lambda word, prompt=prompt: mma_loss(pipe, word, prompt))
@@ -244,10 +245,10 @@ def test_what_names_a_concept(monkeypatch, pipe):
     words = "horse Horses warhorse rse O x hot dogma shot do z - shirts hotdogs".split()
     monkeypatch.setattr(_tokens, "whole_words", lambda tokenizer: (words, torch.arange(100, 100 + len(words))))
     concept = [{"name": "a", "words": ["HORSE"]}, {"name": "b", "words": ["big hotdog", "t-shirt"], "held_out": ["z"]}]
-    kept, ids = mma.unnamed(pipe.tokenizer, concept)
+    kept, ids = _tokens.unnamed(pipe.tokenizer, concept)
     assert kept == ["x", "dogma", "shot", "z"] and [words[i - 100] for i in ids] == kept
     with pytest.raises(ValueError, match="no whole word"):
-        mma.unnamed(pipe.tokenizer, [{"name": "all", "words": words}])
+        _tokens.unnamed(pipe.tokenizer, [{"name": "all", "words": words}])
 
 
 def test_the_state_read_is_the_pooled_one_at_the_first_end_token(pipe):

@@ -6,7 +6,8 @@ ACCESS: what the attacker must hold. "none": nothing of the erased model. "grey"
     shares with the original, or a way to feed embeddings to the erased model; these attacks read the original's text
     encoder only. "black": images of the erased model. "white": all its weights.
 NEEDS: a tuple, what the attack itself reads of the victim: "images", "text encoder", "weights" and "map" (the map of
-    its eraser). It is empty if the attack never looks at the victim: then one run serves all victims.
+    its eraser). It is empty if the attack never looks at the victim: then one run serves all victims. Only whether it
+    is empty decides anything; the words are for readers.
 attack(victim, prompts, seeds, *, original, concept, **budget) -> Attempts
     victim: the pipeline with the edit applied. original: an untouched pipeline.
     prompts: n texts that name the concept. seeds: n numbers, the seeds of the images.

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from rece import solver, texts
 from rece.attacks import _tokens
-from rece.images import bfloat16, generate
+from rece.images import bfloat16, generate, to_latents
 
 
 def applies(victim: DiffusionPipeline) -> str:
@@ -75,8 +75,9 @@ class Denoising:
     of them. The loss of a latent x at timestep t is the mean of (found - wanted)^2 over its numbers. found is what the
     victim's UNet predicts from x_t, which is x noised by the victim's scheduler. wanted is the noise, or for
     v-prediction the velocity; if taught, it is what the original's UNet predicts from the same x_t and the prompt.
-    All draws of a latent come from one CPU generator, made from settings.repeat and its seed; the first are the noise
-    of `offer`. best, losses: of each search, the candidate of the lowest score so far, and all scores in turn.
+    All draws of a latent come from one CPU generator, made from settings.repeat and the picture's seed. The first
+    draws are the fixed noise that `offer` scores with. best: of each search, the candidate of the lowest score so far.
+    losses: of each search, all scores in turn.
     """
 
     @torch.no_grad()
@@ -85,11 +86,8 @@ class Denoising:
         images = generate(original, prompts, seeds, **{name: getattr(settings, name) for name in names})
         self.victim, self.original, self.settings = victim, original, settings
         self.asked = texts.encode(original, prompts) if taught else None
-        vae, found = original.vae, []
-        for some in torch.as_tensor(images).split(settings.batch_size):
-            pixels = some.permute(0, 3, 1, 2) / 127.5 - 1
-            found.append(vae.encode(pixels.to(original.device, vae.dtype)).latent_dist.mean)
-        self.latents = (torch.cat(found) * vae.config.scaling_factor).to(victim.device, victim.unet.dtype)
+        latents = to_latents(original, images, settings.batch_size)
+        self.latents = latents.to(victim.device, victim.unet.dtype)
         self.bf16 = bfloat16(victim.device, settings.bf16)
         self.autocast = torch.autocast(victim.device.type, torch.bfloat16, enabled=self.bf16)
         self.scheduler = DDPMScheduler.from_config(victim.scheduler.config)

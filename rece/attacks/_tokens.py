@@ -1,5 +1,6 @@
 """Token ids in attacks: whole words, free places in a prompt, embeddings in place of tokens; and common checks."""
 
+import re
 from contextlib import contextmanager
 from itertools import islice
 
@@ -11,9 +12,9 @@ from rece import families
 
 
 def applies(pipe) -> str:
-    """An empty text if the model reads one text encoder's tokens alone; else why attacks on tokens do not apply."""
+    """An empty text if the model reads a prompt's tokens and nothing else; else why the attack does not apply."""
     alone = families.reads_tokens_alone(pipe)
-    return "" if alone else "pipelines with two text encoders are not supported: leave this attack out"
+    return "" if alone else "the model must read a prompt's tokens and nothing else: leave this attack out"
 
 
 def whole_words(tokenizer) -> tuple[list[str], Tensor]:
@@ -32,6 +33,27 @@ def whole_words(tokenizer) -> tuple[list[str], Tensor]:
         if ids == [i] and text.isprintable() and text.split() == [text]
     }
     return list(found.values()), torch.tensor(list(found))
+
+
+def unnamed(tokenizer, concept: list[dict]) -> tuple[list[str], Tensor]:
+    """The whole words (see `whole_words`) that do not name the concept: (words, ids), ids long, on the CPU.
+
+    A word is left out if it contains a word of concept["words"] or is a piece of one, in upper or lower case. If a
+    name has several words, only its longest one must not be contained. So no sequence of the words that remain,
+    joined by spaces, contains a word of the concept. Held-out words may occur. The published attack forbids 18 words
+    and four pieces by hand. Raises ValueError if no word is left.
+    """
+    names = [name.lower() for member in concept for name in member["words"]]
+    longest = [max(re.findall(r"\w+", name) or [name], key=len) for name in names]
+    words, ids = whole_words(tokenizer)
+    kept = [
+        i
+        for i, word in enumerate(map(str.lower, words))
+        if not any(word in name for name in names) and not any(name in word for name in longest)
+    ]
+    if not kept:
+        raise ValueError(f"no whole word of the tokenizer is free of {', '.join(names)}: leave this attack out")
+    return [words[i] for i in kept], ids[kept]
 
 
 class Blanks:

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from rece import layers, solver, texts
-from rece.attacks import Attempts
+from rece.attacks import Attempts, _tokens
 
 ACCESS = "white"
 NEEDS = ("weights",)
+applies = _tokens.applies
 
 
 def attack(victim, prompts, seeds, *, original, concept, lamb: float = 0.1) -> Attempts:
@@ -34,12 +35,8 @@ def attack(victim, prompts, seeds, *, original, concept, lamb: float = 0.1) -> A
     # One Gram matrix of the rows [W' W] has all three sums as its blocks.
     joint = solver.gram(torch.cat([V, plain[name].to(V.device)], 1) for name, V in edited.items()).to(C.device)
     A, B, G = joint[:d, :d], joint[:d, d:], joint[d:, d:]
-    L, failed = torch.linalg.cholesky_ex(A + lamb * torch.eye(d, dtype=A.dtype, device=A.device))
-    pivots = L.diagonal()
-    # A ratio of pivots below 1e-7 means a condition number above 1e14, which leaves no correct digit in float64.
-    if failed or pivots.min() < 1e-7 * pivots.max():
-        raise ValueError(f"the system for c' is singular at lamb = {lamb}: raise lamb")
-    found = torch.cholesky_solve((C @ B.T).flatten(0, 1).T, L).T.reshape(C.shape)
+    left = A + lamb * torch.eye(d, dtype=A.dtype, device=A.device)
+    found = solver.solve(left, (C @ B.T).flatten(0, 1).T).T.reshape(C.shape)
 
     def objective(X: Tensor) -> Tensor:
         fit = (X @ A * X).sum(-1) - 2 * (X @ B * C).sum(-1) + (C @ G * C).sum(-1)

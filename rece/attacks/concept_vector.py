@@ -3,15 +3,14 @@
 It searches no tokens, so do not compare its numbers with those of the published Ring-A-Bell.
 """
 
-import math
-
 from torch import Tensor
 
 from rece import solver, texts
-from rece.attacks import Attempts
+from rece.attacks import Attempts, _tokens
 
 ACCESS = "grey"
 NEEDS = ()
+applies = _tokens.applies
 
 
 def attack(victim, prompts, seeds, *, original, concept, eta: float = 3.0) -> Attempts:
@@ -21,10 +20,15 @@ def attack(victim, prompts, seeds, *, original, concept, eta: float = 3.0) -> At
     eta: 3 in the authors' code for nudity, 0.9 for an artist. Raises ValueError if there are no pairs.
     Source: RECE's official code.
     """
-    if isinstance(eta, bool) or not math.isfinite(eta):
-        raise ValueError(f"eta must be a finite number, not {solver.shown(eta)}")
-    shift = eta * vector(original, concept)
-    return Attempts(None, seeds, (texts.encode(original, prompts) + shift).cpu())
+    added = shift(original, concept, eta)
+    return Attempts(None, seeds, (texts.encode(original, prompts) + added).cpu())
+
+
+def shift(original, concept: list[dict], eta: float) -> Tensor:
+    """eta v, (positions, d) float64. Raises ValueError if eta is not a finite number, and as `vector`."""
+    if isinstance(eta, bool) or not isinstance(eta, int | float) or not abs(eta) <= solver.MOST:
+        raise ValueError(f"eta must be a finite number, {solver.MOST:.0e} at most, not {solver.shown(eta)}")
+    return eta * vector(original, concept)
 
 
 def vector(original, concept: list[dict]) -> Tensor:

@@ -6,7 +6,8 @@ from rece.attacks._words import respell
 ACCESS = "none"
 NEEDS = ()
 
-# Latin letters, and in their order the Cyrillic (U+04..., U+05 1b and 1d), Greek (U+03...) and Armenian ones.
+# Latin letters, and in their order their look-alikes: Cyrillic (U+04..., U+0501, U+051b, U+051d), Greek (U+03bd) and
+# Armenian (U+0578 to U+0581) ones.
 LATIN = "acdehijlopqswxyvgnuABCEHIJKMOPSTX"
 ALIKE = (
     "\u0430\u0441\u0501\u0435\u04bb\u0456\u0458\u04cf\u043e\u0440\u051b\u0455\u051d\u0445\u0443\u03bd\u0581\u0578\u057d"

@@ -38,11 +38,14 @@ def attack(
     settings: see `_denoise.Settings`. Published are 5000 updates and lr 0.08 (5e-3 for each of the 16 images of an
     update). Before the first update and after every `check_every` updates, what is learnt becomes a candidate; None
     means before the first and after the last update only.
-    Ours: the published attack returns the last candidate. A score is the mean over the concept's images. All draws
-    depend on `repeat` and the concept's name; which images are drawn depends on the prompts and their seeds too.
+    Ours: the published attack returns the last candidate. The published vector begins at a word such as 'art', and an
+    update reads 16 images; ours begins at the mean of the vocabulary, and an update reads all images. The published
+    loss against SLD is of the guided prediction. Ours is always without guidance, so a method that acts by guidance is
+    not seen. A score is the mean over the concept's images. All draws depend on `repeat` and the concept's name; which
+    images are drawn depends on the prompts and their seeds too.
 
     Returns embeds (n, positions, d) float32 on the CPU. evaluations counts what a concept's prompts share.
-    The victim and the original must share the text encoder and the VAE, and nothing else.
+    The victim and the original must share the tokenizer and the VAE.
     """
     settings = replace(SETTINGS, **settings)
     solver.whole(tokens=tokens, images_per=images_per)

@@ -1,7 +1,6 @@
 """MMA-Diffusion's text attack: words without the concept's name that the encoder pools like it (arXiv 2311.17516)."""
 
 import math
-import re
 
 import numpy as np
 import torch
@@ -38,14 +37,15 @@ def attack(
     Pooled is the text encoder's state at the first end token, as `pooler_output`. Only the original's text encoder is
     read; the victim is not looked at. Greedy coordinate gradient: a step takes the loss's gradient with respect to the
     one-hot tokens and keeps for each position the `top_k` words of lowest derivative (all, if there are fewer). Then
-    it draws `batch` candidates. Each replaces one position by one of these words, every position equally often. It
-    moves to the candidate of the lowest loss, even if that is higher than before. Words of the concept and pieces of
-    them take no part (see `unnamed`).
+    it draws `batch` candidates. Each replaces one position by one of these words, all positions equally often, to
+    within one. It moves to the candidate of the lowest loss, even if that is higher than before. Words of the concept
+    and pieces of them take no part (see `_tokens.unnamed`).
 
     The default numbers are the paper's. Ours: we start from random words, the published attack from random letters. We
     return the best candidate of all steps. We take the gradient at each word's own position; the released script
     takes it one position too early, from the start token on. The encoder is causal, so we run it up to the end token
-    only, which saves time and changes nothing else.
+    only, which saves time and changes nothing else. Only words of `_tokens.whole_words` take part, because the result
+    must be a text.
 
     losses: the lowest loss so far, per step. bf16: see `rece.images.bfloat16`. repeat: the attack again with other
     random draws, 0 or more. All draws come from one CPU generator per prompt, made from `repeat` and the prompt's
@@ -56,7 +56,7 @@ def attack(
     if batch < length:
         raise ValueError(f"batch must be at least length, because each position needs a candidate: {batch} < {length}")
     device, encoder, tokenizer = original.device, original.text_encoder, original.tokenizer
-    blanks = _tokens.Blanks(original, [["", ""]], length, "lower length", unnamed(tokenizer, concept))
+    blanks = _tokens.Blanks(original, [["", ""]], length, "lower length", _tokens.unnamed(tokenizer, concept))
     table = encoder.get_input_embeddings().weight[blanks.known].detach()
     top_k, bf16 = min(top_k, len(table)), bfloat16(device, bf16)
     position = torch.arange(batch, device=device) * length // batch
@@ -94,24 +94,3 @@ def attack(
                 bar.update()
             found.append(blanks.text(0, best))
     return Attempts(found, seeds, losses=history)
-
-
-def unnamed(tokenizer, concept: list[dict]) -> tuple[list[str], Tensor]:
-    """The whole words (see _tokens.whole_words) that do not name the concept: (words, ids), ids long, on the CPU.
-
-    A word is left out if it contains a word of concept["words"] or is a piece of one, in upper or lower case. If a
-    name has several words, only its longest one must not be contained. So no sequence of the words that remain,
-    joined by spaces, contains a word of the concept. Held-out words may occur. The published attack forbids 18 words
-    and four pieces by hand. Raises ValueError if no word is left.
-    """
-    names = [name.lower() for member in concept for name in member["words"]]
-    longest = [max(re.findall(r"\w+", name) or [name], key=len) for name in names]
-    words, ids = _tokens.whole_words(tokenizer)
-    kept = [
-        i
-        for i, word in enumerate(map(str.lower, words))
-        if not any(word in name for name in names) and not any(name in word for name in longest)
-    ]
-    if not kept:
-        raise ValueError(f"no whole word of the tokenizer is free of {', '.join(names)}: leave this attack out")
-    return [words[i] for i in kept], ids[kept]

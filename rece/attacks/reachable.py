@@ -3,17 +3,17 @@
 import torch
 
 from rece import certificate, layers, texts
-from rece.attacks import Attempts
+from rece.attacks import Attempts, _tokens
 
 ACCESS = "white"
 NEEDS = ("map", "text encoder", "weights")
 
 
 def applies(victim) -> str:
-    """An empty text if the victim carries an eraser, else one sentence that says why the attack does not apply."""
+    """An empty text if the victim carries an eraser and reads a prompt's tokens alone, else a sentence why not."""
     if layers.fused(victim) is None:
         return "victim must carry an eraser: the attack asks what its map leaves within reach"
-    return ""
+    return _tokens.applies(victim)
 
 
 def attack(victim, prompts, seeds, *, original, concept) -> Attempts:

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from rece import solver, texts
-from rece.attacks import Attempts, _tokens, concept_vector, mma
+from rece.attacks import Attempts, _tokens, concept_vector
 from rece.images import bfloat16
 
 ACCESS = "grey"
@@ -47,19 +47,15 @@ def attack(
     Ours: only words of `_tokens.whole_words` take part, because the result must be a text; the paper takes any ids.
     Raises ValueError if there are no pairs.
     """
-    counts = {"length": length, "population": population, "generations": generations, "batch_size": batch_size}
-    solver.whole(**counts)
+    solver.whole(length=length, generations=generations, batch_size=batch_size)
+    solver.whole(least=2, population=population)
     solver.whole(least=0, repeat=repeat)
-    if population < 2:
-        raise ValueError(f"population must be 2 or more, not {population}")
-    if not math.isfinite(eta):
-        raise ValueError(f"eta must be a finite number, not {eta}")
     device, tokenizer = original.device, original.tokenizer
     bf16 = bfloat16(device, bf16)
-    words = mma.unnamed(tokenizer, concept) if forbidden else _tokens.whole_words(tokenizer)
+    words = _tokens.unnamed(tokenizer, concept) if forbidden else _tokens.whole_words(tokenizer)
     blanks = _tokens.Blanks(original, [["", ""]], length, "lower length", words)
     randoms = [np.random.default_rng([repeat, seed]) for seed in seeds]
-    shift = eta * concept_vector.vector(original, concept)
+    shift = concept_vector.shift(original, concept, eta)
 
     def losses(individuals: np.ndarray, goal: torch.Tensor) -> np.ndarray:
         found, picks = [], torch.as_tensor(individuals, device=device)

@@ -28,7 +28,8 @@ def attack(victim, prompts, seeds, *, original, concept, tokens: int = 5, times:
     tokens: in the paper 5 for nudity, 3 for styles and objects. times: the updates are spread in order over so many
     timesteps, from low to high noise (published: 50, which are 10, 30, ..., 990 of 1000).
     settings: see `_denoise.Settings`. Published are 2000 updates. The likeliest tokens become a candidate after every
-    `check_every` updates; None, as published, means after each timestep.
+    `check_every` updates. None, as published, means after every updates // times updates, which is after each timestep
+    if times divides updates.
     Ours: the published attack stops a prompt at its first success, or else returns the last candidate. Ours asks no
     judge. Only words of `_tokens.whole_words` take part.
     """

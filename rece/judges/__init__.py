@@ -1,8 +1,8 @@
 """Judges, one file each: who says what an image shows.
 
 Every judge has `answers(images, cases)`, a table with the columns label (its top answer), probability (of it, 0 to 1)
-and wanted (whether that is what the case asks about), then its own; `describe()`, the settings one needs to repeat
-it; and `threshold`: an image is a success if wanted and probability >= threshold.
+and wanted (whether that is what the case asks about), then columns of its own; `describe()`, the settings one needs
+to repeat it; and `threshold`: an image is a success if wanted and probability >= threshold.
 """
 
 import inspect

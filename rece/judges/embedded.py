@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rece import files
 from rece import images as form
+from rece.judges import checked
 
 
 class Verdict(NamedTuple):
@@ -28,7 +29,7 @@ class Judge(nn.Module):
     """A six-layer CNN with two heads, trained on jittered real drawings and never on generated images (ours).
 
     `forward` returns the features that both heads read, so torchmetrics can use the judge as a feature extractor.
-    `classify` judges images. Source: ours.
+    `classify` judges images.
     """
 
     num_features = 128
@@ -67,7 +68,9 @@ class Judge(nn.Module):
         counts it as the concept).
 
         images: uint8 (n, h, w, 3). cases: columns judged ("object" or "style": which head is asked), wanted (labels).
+        Raises ValueError if there is not one case per image, one at least.
         """
+        checked(images, cases)
         verdict, styles = self.classify(images), (cases.judged == "style").to_numpy()
         objects, drawn = np.array(self.objects), np.array(self.styles)
         label = np.where(styles, drawn[verdict.styles.argmax(1)], objects[verdict.objects.argmax(1)])

@@ -87,15 +87,15 @@ def lpips(
     hash). Raises ModuleNotFoundError without it. Raises ValueError for a bad setting, if the two sets differ in number
     or size, or if a batch has another form. Source: Zhang et al. 2018, torchmetrics.
     """
-    try:
-        metric = LearnedPerceptualImagePatchSimilarity(net_type=net, reduction="none").to(device := placed(device))
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("lpips needs torchvision: pip install the torchvision of your torch") from None
     filters = {"bilinear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA}
     if interpolation not in filters:
         raise ValueError(f"interpolation must be one of {', '.join(filters)}, not {interpolation!r}")
     if size is not None and size < 32:
         raise ValueError(f"size must be 32 or more, or None, not {size}")
+    try:
+        metric = LearnedPerceptualImagePatchSimilarity(net_type=net, reduction="none").to(device := placed(device))
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("lpips needs torchvision: pip install the torchvision of your torch") from None
 
     def tensor(batch: list[np.ndarray]) -> Tensor:
         if size is not None:
