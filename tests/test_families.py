@@ -474,3 +474,8 @@ def test_a_sequential_offload_hides_the_weights_of_text_encoders_and_refuses_no_
     plain.remove(plain.apply(hidden))
     made.remove(made.apply(pipe))
     assert (plain @ made).provenance["fingerprint"] == plain.provenance["fingerprint"]
+
+
+def test_where_a_start_token_opens_a_text_its_end_follows_the_last_word(pipe):
+    for text in ("", " ", "a dog", "x" * 22, "x" * 60):
+        assert texts.last_words(pipe, text, after=1) == [min(texts.last_word(pipe, text) + 1, tiny.POSITIONS - 1)]
