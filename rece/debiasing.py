@@ -66,6 +66,7 @@ def debias(
     solver.whole(max_iterations=max_iterations, images=images, steps=steps, batch_size=batch_size)
     solver.whole(least=0, most=2**63, seed=seed)
     solver.positive(max_diff, "max_diff")
+    solver.fraction(max_diff, "max_diff")
     for name, value in {"lamb": lamb, "edit_scale": edit_scale, "step_size": step_size}.items():
         solver.positive(value, name)
     solver.positive(guidance, "guidance", or_zero=True)
