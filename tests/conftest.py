@@ -3,6 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read by torch when it is imported
 os.environ.setdefault("RECE_WORKERS", "1")  # so that spies see every call
 
 import numpy as np  # noqa: E402
