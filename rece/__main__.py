@@ -692,7 +692,7 @@ def _spelt(pipe, concepts: list[str]) -> None:
             near = get_close_matches(word.lower(), everyday, 3) if len(pieces) > 1 else []
             if near and word.lower() not in near:
                 Q, _ = layers.answers(pipe)
-                a = texts.at_last_words(pipe, [word, *near, " "]).to(Q) @ Q.T
+                a = texts.last_tokens(pipe, [word, *near, " "]).to(Q) @ Q.T
                 shares = ((a[1:-1] - a[0]).norm(dim=1) / (a[0] - a[-1]).norm()).tolist()
                 close = _shares(dict(zip(near, shares, strict=True)), key=lambda one: one[1])
                 _tell(f"note: {word!r} is read in {len(pieces)} pieces. Near to it, in distances to ' ': {close}")

@@ -266,7 +266,7 @@ def nearest_of(pipe: DiffusionPipeline, G: Tensor, words: Tensor, others: list[s
     """The distance from each word token (n, d) to the nearest word token of `others`; infinite if there are none."""
     found = torch.full_like(words[:, 0], torch.inf)
     for some in texts.batches(others, texts.BATCH, progress):
-        last = torch.tensor([[texts.last_word(pipe, text)] for text in some])
+        last = torch.tensor([[texts.last_position(pipe, text)] for text in some])
         embeds = texts.encode(pipe, some).to(G)
         parts = [nearest(part, embeds, last.expand(-1, len(part)), G)[0] for part in words.split(64)]
         found = torch.minimum(found, torch.cat(parts))
@@ -276,7 +276,7 @@ def nearest_of(pipe: DiffusionPipeline, G: Tensor, words: Tensor, others: list[s
 def _encoded(pipe: DiffusionPipeline, words: list[str], path: str, G: Tensor) -> tuple[Tensor, list[int]]:
     """The embeddings of texts, (texts, positions, d) on G's device, and where their last words are; of none, none."""
     E = texts.encode(pipe, words or [""], path=path)[: len(words)].to(G)
-    return E, [texts.last_words(pipe, text, path)[0] for text in words]
+    return E, [texts.last_positions(pipe, text, path)[0] for text in words]
 
 
 def _nearest(G: Tensor, C: Tensor, i: int, E: Tensor, last: list[int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -65,8 +65,7 @@ def debias(
         raise ValueError("desired must be one proportion per attribute, adding up to 1")
     solver.whole(max_iterations=max_iterations, images=images, steps=steps, batch_size=batch_size)
     solver.whole(least=0, most=2**63, seed=seed)
-    solver.positive(max_diff, "max_diff")
-    solver.fraction(max_diff, "max_diff")
+    solver.fraction(max_diff, "max_diff", or_zero=False)
     for name, value in {"lamb": lamb, "edit_scale": edit_scale, "step_size": step_size}.items():
         solver.positive(value, name)
     solver.positive(guidance, "guidance", or_zero=True)
@@ -75,12 +74,12 @@ def debias(
     solver.positive(preserve_scale, "preserve_scale", or_zero=True)
     check_unedited(pipe)
 
-    def last_tokens(words: list[str]) -> torch.Tensor:
+    def word_rows(words: list[str]) -> torch.Tensor:
         embeds = texts.encode(pipe, words)
-        rows = [E[texts.last_words(pipe, word)] for E, word in zip(embeds, words, strict=True)]
+        rows = [E[texts.last_positions(pipe, word)] for E, word in zip(embeds, words, strict=True)]
         return torch.stack(rows, dim=1)  # (tokenizers, texts, d)
 
-    K, A = last_tokens(concepts), last_tokens(attributes)
+    K, A = word_rows(concepts), word_rows(attributes)
     PP = texts.encode_gram(pipe, preserve, last=True) if preserve else None
     alpha = torch.zeros(len(concepts), len(attributes), dtype=K.dtype, device=K.device)
     scales = dict(lamb=lamb, erase_scale=edit_scale, preserve_scale=preserve_scale)

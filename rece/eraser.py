@@ -113,9 +113,8 @@ class Eraser(Edit, kind="map"):
         default those that were preserved, or SAMPLE everyday ones.
         Returns `left`, for each concept the distance from its answer to its target's after the edit, as a share of the
         distance before: 1 is untouched, 0 is gone. It is read at the last word token; the target of an edit that has
-        none is " ". And `moved`, for each other text
-        the distance between its answers before and after, as a share of its distance to " ", at the token after its
-        last word; the mean is `drift`.
+        none is " ". And `moved`, for each other text the distance between its answers before and after, as a share of
+        its distance to " ", at the token after its last word; the mean is `drift`.
         Raises ValueError if no pipeline or no concept is known, or if the pipeline's text space is another one.
         Source: ours.
         """
@@ -131,9 +130,9 @@ class Eraser(Edit, kind="map"):
         M = self.map.to(Q.device)
         sent = targets(self.provenance)
         aims = [sent.get(concept, " ") for concept in concepts]
-        c, t = (texts.at_last_words(pipe, some).to(Q) for some in (concepts, aims))
+        c, t = (texts.last_tokens(pipe, some).to(Q) for some in (concepts, aims))
         left = ((c @ M.T - t) @ Q.T).norm(dim=1) / ((c - t) @ Q.T).norm(dim=1)
-        o, neutral = (texts.at_last_words(pipe, some, after=1).to(Q) for some in (others or [" "], [" "]))
+        o, neutral = (texts.last_tokens(pipe, some, after=1).to(Q) for some in (others or [" "], [" "]))
         moved = ((o @ M.T - o) @ Q.T).norm(dim=1) / ((o - neutral) @ Q.T).norm(dim=1)
         moved = dict(zip(others, moved.tolist(), strict=False))
         return {

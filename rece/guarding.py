@@ -175,8 +175,8 @@ def _erased(
     few = len(pairs) * texts.positions(pipe, path) <= k
     for some, C, T in texts.embedded(pipe, path, pairs, Q.device, progress):
         names, aims = zip(*some, strict=True)
-        tokens = [texts.of_last_words(pipe, *one, path) for one in ((names, C), (aims, T))]
-        tokens.append(texts.of_last_words(pipe, names, C, path, after=1))
+        tokens = [texts.last_tokens_of(pipe, *one, path) for one in ((names, C), (aims, T))]
+        tokens.append(texts.last_tokens_of(pipe, names, C, path, after=1))
         answered |= zip(some, torch.stack(tokens, 1) @ Q.T, strict=True)
         R = (C - T)[C.any(-1)]  # positions that are masked out are zero
         if few:
@@ -215,7 +215,7 @@ def _preserved(
     """
     sums, X = texts.gram_and_ends(pipe, listed, path, progress)
     X, C = X.to(Q) @ Q.T, torch.stack(list(erased.values()))
-    neutral = texts.at_last_words(pipe, [" "], path, after=1).to(Q) @ Q.T
+    neutral = texts.last_tokens(pipe, [" "], path, after=1).to(Q) @ Q.T
     out = meaning(listed, X, list(erased), C) if leave_out else []
     if out:
         sums = sums - texts.encode_gram(pipe, out, path=path, progress=progress)

@@ -272,10 +272,12 @@ def positive(value: float, name: str, or_zero: bool = False) -> None:
         raise ValueError(f"{name} must be a {kind} finite number, {MOST:.0e} at most, not {shown(value)}")
 
 
-def fraction(value: float, name: str) -> None:
-    """Raises ValueError unless value is a number from 0 to 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a number from 0 to 1, not {shown(value)}")
+def fraction(value: float, name: str, or_zero: bool = True) -> None:
+    """Raises ValueError unless value is a number from 0 (or above it, if zero is not allowed) to 1."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1 or not (value or or_zero):
+        least = "from 0" if or_zero else "above 0, up"
+        raise ValueError(f"{name} must be a number {least} to 1, not {shown(value)}")
 
 
 def whole(least: int = 1, most: int = 10**6, **counts: int) -> None:

@@ -79,7 +79,8 @@ def encode_gram(
         weight = torch.tensor([counts[text] for text in some], dtype=torch.float64).sqrt()
         embeds = encode(pipe, some, path)
         if last:
-            embeds = torch.stack([rows[last_words(pipe, text, path)] for rows, text in zip(embeds, some, strict=True)])
+            pairs = zip(embeds, some, strict=True)
+            embeds = torch.stack([rows[last_positions(pipe, text, path)] for rows, text in pairs])
         P = (embeds * weight.to(embeds.device)[:, None, None]).flatten(0, 1)
         found = found + P.T @ P
     return found
@@ -98,15 +99,15 @@ def positions(pipe: DiffusionPipeline, path: str = "tokens") -> int:
     return _segments(pipe, path)[-1][1]
 
 
-def last_word(pipe: DiffusionPipeline, prompt: str) -> int:
+def last_position(pipe: DiffusionPipeline, prompt: str) -> int:
     """The position of the prompt's last token before the end token; 0 for an empty prompt.
 
     Of several tokenizers' positions (Stable Diffusion 3) it is the first one's.
     """
-    return last_words(pipe, prompt)[0]
+    return last_positions(pipe, prompt)[0]
 
 
-def last_words(pipe: DiffusionPipeline, prompt: str, path: str = "tokens", after: int = 0) -> list[int]:
+def last_positions(pipe: DiffusionPipeline, prompt: str, path: str = "tokens", after: int = 0) -> list[int]:
     """The positions of the prompt's last word token, one for each tokenizer of the path; [0] of the pooled path.
 
     after=1: those of the end token, which follows it. T5 has no start token, so there an empty prompt's end token is
@@ -121,18 +122,18 @@ def last_words(pipe: DiffusionPipeline, prompt: str, path: str = "tokens", after
 
 
 @torch.no_grad()
-def at_last_words(pipe: DiffusionPipeline, some: list[str], path: str = "tokens", after: int = 0) -> Tensor:
+def last_tokens(pipe: DiffusionPipeline, some: list[str], path: str = "tokens", after: int = 0) -> Tensor:
     """Each text's last word token, or with after=1 its end token: (texts, d) float64 on the pipeline's device.
 
     Of several tokenizers' positions it is in the first one's.
     """
     found = batches(list(some), BATCH, progress=False)
-    return torch.cat([of_last_words(pipe, batch, encode(pipe, batch, path=path), path, after) for batch in found])
+    return torch.cat([last_tokens_of(pipe, batch, encode(pipe, batch, path=path), path, after) for batch in found])
 
 
-def of_last_words(pipe: DiffusionPipeline, some: list[str], embeds: Tensor, path: str, after: int = 0) -> Tensor:
-    """`at_last_words` of texts whose embeddings, (texts, positions, d), are known."""
-    at = [last_words(pipe, text, path, after)[0] for text in some]
+def last_tokens_of(pipe: DiffusionPipeline, some: list[str], embeds: Tensor, path: str, after: int = 0) -> Tensor:
+    """`last_tokens` of texts whose embeddings, (texts, positions, d), are known."""
+    at = [last_positions(pipe, text, path, after)[0] for text in some]
     return embeds[torch.arange(len(some)), at]
 
 
@@ -142,7 +143,7 @@ def gram_and_ends(
 ) -> tuple[Tensor, Tensor]:
     """P^T P for P = all tokens of all prompts, (d, d), and each prompt's token after its last word, (n, d).
 
-    What `encode_gram` and `at_last_words` return, float64, of prompts that are encoded once. Of none, zeros and no
+    What `encode_gram` and `last_tokens` return, float64, of prompts that are encoded once. Of none, zeros and no
     rows.
     """
     d = width(pipe, path)
@@ -151,7 +152,7 @@ def gram_and_ends(
         embeds = encode(pipe, some, path=path)
         P = embeds.flatten(0, 1)
         found = found.to(P) + P.T @ P
-        ends.append(of_last_words(pipe, some, embeds, path, after=1))
+        ends.append(last_tokens_of(pipe, some, embeds, path, after=1))
     return found, torch.cat([part.to(found) for part in ends])
 
 
@@ -162,7 +163,7 @@ def matched(pipe: DiffusionPipeline, concept: str, target: str, path: str = "tok
     Source: UCE's first code, which RECE builds on.
     """
     rows, aims = [], []
-    last = zip(last_words(pipe, concept, path), last_words(pipe, target, path), strict=True)
+    last = zip(last_positions(pipe, concept, path), last_positions(pipe, target, path), strict=True)
     for (i, j), (_, end, _) in zip(last, _segments(pipe, path), strict=True):
         rows += range(i, i + end - max(i, j))
         aims += range(j, j + end - max(i, j))
@@ -387,7 +388,7 @@ def _rows(
     C, T: see `embedded`. last: the start takes the last words alone.
     """
     if last:
-        cuts = [tuple(last_words(pipe, text, path) for text in pair) for pair in pairs]
+        cuts = [tuple(last_positions(pipe, text, path) for text in pair) for pair in pairs]
     else:
         cuts = [matched(pipe, *pair, path) for pair in pairs]
     K_start = torch.cat([C[n, rows] for n, (rows, _) in enumerate(cuts)])

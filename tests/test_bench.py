@@ -89,7 +89,7 @@ def test_the_literal_method_of_the_benchmark_makes_the_edit_of_the_one_map(conce
 def test_the_concepts_are_different_and_of_one_word():
     pipe = bench.Standin(*TINY[:2], "cpu")
     assert len(set(bench.names(1000))) == 1000 and bench.names(1) == ["nudity"]
-    assert {bench.texts.last_word(pipe, text) for text in bench.names(1000)} == {1}
+    assert {bench.texts.last_position(pipe, text) for text in bench.names(1000)} == {1}
 
 
 def test_the_floor_grows_with_the_concepts_and_its_rounds_do_not_in_the_end():

@@ -147,7 +147,7 @@ def test_references_are_distances_between_the_originals_own_tokens(pipe):
             strict=True,
         )
     )
-    last = {text: texts.last_word(pipe, text) for text in E}
+    last = {text: texts.last_position(pipe, text) for text in E}
     between = lambda a, b: certificate.norm(E[a][last[a]] - E[b][last[b]], G).item()  # noqa: E731
     dog, cat = found.words.to_dict("records")
     assert dog["target"] == pytest.approx(between("dog", "th")) and dog["synonym"] == pytest.approx(
@@ -164,7 +164,7 @@ def test_anchored_rounds_solve_from_the_original_weights_with_all_rows(pipe):
     eraser = rece.erase(pipe, "dog", anchored=True, **settings)
     G = layers.gram(pipe)
     C, T = texts.encode(pipe, ["dog", " "])
-    i = texts.last_word(pipe, "dog")
+    i = texts.last_position(pipe, "dog")
     K, aims = [C[i:]], [T[: len(C) - i]]
     M = eraser.history[0]
     assert torch.equal(M, rece.erase(pipe, "dog", rounds=0, progress=False).map)
@@ -197,8 +197,8 @@ def test_auto_stops_where_the_certificate_says(pipe, anchored):
     assert n == 20 or max(rises[n:]) < 0.03
     words = [a + b + c for a in "abcdst" for b in "oey " for c in "gqdh"]
     words = [text for text in words if text != "dog"]
-    ends = [E[texts.last_word(pipe, text)] for text, E in zip(words, texts.encode(pipe, words), strict=True)]
-    dog = texts.encode(pipe, ["dog"])[0, texts.last_word(pipe, "dog")]
+    ends = [E[texts.last_position(pipe, text)] for text, E in zip(words, texts.encode(pipe, words), strict=True)]
+    dog = texts.encode(pipe, ["dog"])[0, texts.last_position(pipe, "dog")]
     away = dict(zip(words, certificate.norm(torch.stack(ends) - dog, layers.gram(pipe)).tolist(), strict=True))
     near = next(text for text, distance in away.items() if max(certified[:2]) < distance < certified[n])
     found = rece.erase(pipe, "dog", rounds="auto", others=[near, "dog"], **settings)  # the concept itself is left out
@@ -337,7 +337,7 @@ def test_rounded_weights_are_certified_as_they_are_shipped(pipe, dtype, most):
     weights = layers.edited(pipe, guarded.map, dtype=dtype)
     assert rece.certify(pipe, None, "dog", shipped=weights).words.shipped.item() == pytest.approx(rounded, rel=1e-9)
     A = torch.cat([W.double() for W in weights.values()])
-    wanted = texts.at_last_words(pipe, ["dog"]) @ torch.cat([W.double() for W in layers.originals(pipe).values()]).T
+    wanted = texts.last_tokens(pipe, ["dog"]) @ torch.cat([W.double() for W in layers.originals(pipe).values()]).T
     assert certificate.any_embedding(A, wanted).item() <= rounded * (1 + 1e-9)
 
 
@@ -367,7 +367,7 @@ def test_an_edit_that_is_no_map_is_certified_by_its_weights_on_both_paths(family
         A = torch.cat([tuned.get(name, one)[:, :d].double() for name, one in W.items()])
         wanted = torch.cat([W.double() for W in W.values()])
         for text in ("dog", "cat"):
-            (c,) = texts.at_last_words(pipe, [text], path)
+            (c,) = texts.last_tokens(pipe, [text], path)
             part = found[(found.concept == text) & (found["last"] if path == "tokens" else found.kind == "pooled")]
             h = torch.linalg.lstsq(A, wanted @ c, driver="gelsd").solution
             least = (A @ h - wanted @ c).norm().item()
@@ -380,7 +380,7 @@ def test_an_edit_that_is_no_map_is_certified_by_its_weights_on_both_paths(family
 def test_layers_that_were_emptied_answer_nothing(pipe):
     gone = {name: torch.zeros_like(weight) for name, weight in layers.originals(pipe).items()}
     nothing = rece.certify(pipe, None, "dog", shipped=gone).words
-    dog = texts.at_last_words(pipe, ["dog"])
+    dog = texts.last_tokens(pipe, ["dog"])
     assert nothing.shipped.item() == pytest.approx(certificate.norm(dog, layers.gram(pipe)).item())
     assert rece.certify(pipe, None, "dog").words.shipped.isna().all()
 

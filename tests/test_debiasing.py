@@ -18,7 +18,7 @@ def weights(pipe):
 
 
 def token(pipe, text):
-    return texts.encode(pipe, [text])[0][texts.last_words(pipe, text)]
+    return texts.encode(pipe, [text])[0][texts.last_positions(pipe, text)]
 
 
 def test_a_model_that_shows_the_desired_shares_is_left_alone(pipe):

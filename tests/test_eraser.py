@@ -107,7 +107,7 @@ def test_a_preserve_list_adds_to_the_start_and_replaces_in_the_rounds(pipe):
 def test_erase_suppresses_the_concept_and_the_derived_embedding_brings_it_back(pipe):
     C, T = texts.encode(pipe, ["dog", " "])
     G, M = layers.gram(pipe), rece.erase(pipe, "dog", rounds=0).map
-    word = texts.last_word(pipe, "dog")
+    word = texts.last_position(pipe, "dog")
 
     def distance(answer, token):
         change = answer - token
@@ -123,7 +123,7 @@ def test_many_preserve_texts_enter_through_their_gram_alone(pipe, monkeypatch):
     pipe.to(torch.float64)
     asked = [f"{a} {b}" for a in "abcdefgh" for b in "abcdefgh"] + ["a a", " ", " "]
     rows = texts.encode(pipe, asked)
-    last = torch.stack([row[texts.last_word(pipe, text)] for row, text in zip(rows, asked, strict=True)])
+    last = torch.stack([row[texts.last_position(pipe, text)] for row, text in zip(rows, asked, strict=True)])
     for size in (5, 1000):
         monkeypatch.setattr(texts, "BATCH", size)
         assert_close(texts.encode_gram(pipe, asked), rows.flatten(0, 1).T @ rows.flatten(0, 1))
@@ -172,7 +172,7 @@ def test_few_concepts_follow_the_formulas_on_all_rows_at_once(pipe):
         eraser = rece.erase(pipe, concepts, rounds=2, anchored=anchored, **numbers)
         *C, T = texts.encode(pipe, [*concepts, " "])
         P_start, P_rounds = texts.encode(pipe, [""])[0], texts.encode(pipe, [" "])[0] * 2**0.5
-        K, aims = zip(*((C[n][texts.last_word(pipe, text) :], n) for n, text in enumerate(concepts)), strict=True)
+        K, aims = zip(*((C[n][texts.last_position(pipe, text) :], n) for n, text in enumerate(concepts)), strict=True)
         K, aims = [torch.cat(K)], [torch.cat([T[: len(rows)] for rows in K])]
         M, G = solver.edit_map(K[0], aims[0], P_start.T @ P_start, lamb=5.0), layers.gram(pipe)
         W = torch.cat(list(layers.originals(pipe).values()))
@@ -200,7 +200,7 @@ def test_many_concepts_stop_by_certificate_where_their_rows_do(pipe, monkeypatch
 def test_the_nearest_of_many_others_is_found_in_any_batch(pipe):
     others, G = [f"other {n}" for n in range(70)], layers.gram(pipe)
     words = texts.encode(pipe, [f"{n} {n}" for n in range(70)])[:, 5]
-    last = torch.tensor([[texts.last_word(pipe, text)] * 70 for text in others])
+    last = torch.tensor([[texts.last_position(pipe, text)] * 70 for text in others])
     at_once, which = certificate.nearest(words, texts.encode(pipe, others), last, G)
     assert which.min() < 64 <= which.max()
     assert_close(certificate.nearest_of(pipe, G, words, others, False), at_once)
@@ -276,7 +276,7 @@ def test_lora_file_has_one_rank_one_shared_factor_and_the_provenance(pipe, tmp_p
     shared = [tensor for name, tensor in tensors.items() if name.endswith("lora_A.weight")]
     assert all(torch.equal(tensor, shared[0]) for tensor in shared)
     assert shared[0].shape == (eraser.rank, 32)
-    assert eraser.rank <= tiny.POSITIONS - texts.last_word(pipe, "dog")
+    assert eraser.rank <= tiny.POSITIONS - texts.last_position(pipe, "dog")
     for name, W in weights(pipe).items():
         A, B = tensors[f"unet.{name}.lora_A.weight"], tensors[f"unet.{name}.lora_B.weight"]
         assert_close(W + B @ A, (W.double() @ eraser.map).float(), atol=1e-5, rtol=1e-5)

@@ -61,7 +61,7 @@ def test_neighbours_are_the_nearest_that_are_not_erased(emoji):
     group = fair.groups(WORLD, FAIR)["five-1"]
     near = fair.neighbours(emoji, WORLD, group)
     G, words = layers.gram(emoji), {name: WORLD.words[name][0] for name in WORLD.objects}
-    tokens = dict(zip(words, texts.at_last_words(emoji, list(words.values())), strict=True))
+    tokens = dict(zip(words, texts.last_tokens(emoji, list(words.values())), strict=True))
     erased = plan.members(WORLD, group)
     away = {
         name: min(((tokens[name] - tokens[e]) @ G @ (tokens[name] - tokens[e])).item() for e in erased)
@@ -144,7 +144,7 @@ def test_ablation_changes_one_thing_at_a_time(emoji):
     group = {"kind": "object", "size": 1, "erase": ["horse"], "target": " "}
     made = ablation.variants(emoji, WORLD, group, 1.0)
     Q, _ = layers.answers(emoji)
-    horse = texts.at_last_words(emoji, ["horse"])[0]
+    horse = texts.last_tokens(emoji, ["horse"])[0]
     for name, eraser in made.items():
         sizes = torch.linalg.svdvals(Q @ eraser.map)
         assert (sizes[-1] < 1e-9 * sizes[0]) == (name != "soft"), name  # all but the soft one make answers impossible

@@ -458,9 +458,9 @@ def test_unread_positions_do_not_enter(monkeypatch):
 def test_where_no_start_token_opens_a_text_the_end_of_a_blank_one_is_its_first_token(make):
     """And not the padding behind it, which on PixArt is masked and zero."""
     pipe = make()
-    tokens, (end,) = texts.encode(pipe, [" "])[0], texts.at_last_words(pipe, [" "], after=1)
+    tokens, (end,) = texts.encode(pipe, [" "])[0], texts.last_tokens(pipe, [" "], after=1)
     assert end.any() and torch.equal(end, tokens[0])
-    assert texts.last_words(pipe, "a dog", after=1) == [texts.last_word(pipe, "a dog") + 1]
+    assert texts.last_positions(pipe, "a dog", after=1) == [texts.last_position(pipe, "a dog") + 1]
 
 
 def test_a_sequential_offload_hides_the_weights_of_text_encoders_and_refuses_no_eraser(pipe):
@@ -478,4 +478,5 @@ def test_a_sequential_offload_hides_the_weights_of_text_encoders_and_refuses_no_
 
 def test_where_a_start_token_opens_a_text_its_end_follows_the_last_word(pipe):
     for text in ("", " ", "a dog", "x" * 22, "x" * 60):
-        assert texts.last_words(pipe, text, after=1) == [min(texts.last_word(pipe, text) + 1, tiny.POSITIONS - 1)]
+        end = min(texts.last_position(pipe, text) + 1, tiny.POSITIONS - 1)
+        assert texts.last_positions(pipe, text, after=1) == [end]

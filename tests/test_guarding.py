@@ -194,11 +194,11 @@ def test_the_report_is_measured_on_the_map_and_the_pipeline_is_not_changed(any_p
     pipe = any_pipe
     before = {name: weight.clone() for name, weight in families.model(pipe).state_dict().items()}
     eraser = rece.guard(pipe, "dog", preserve=KEPT, mu=0.5, progress=False)
-    report, (dog, neutral) = eraser.provenance["report"], texts.at_last_words(pipe, ["dog", " "])
+    report, (dog, neutral) = eraser.provenance["report"], texts.last_tokens(pipe, ["dog", " "])
     Q, _ = layers.answers(pipe)
     moved = (Q @ (dog - eraser.map @ dog)).norm() / (Q @ (dog - neutral)).norm()
     assert report["guard"]["dog"] == pytest.approx(moved.item(), rel=1e-9)  # the orthogonal form attains its bound
-    *X, end = texts.at_last_words(pipe, [*KEPT, " "], after=1)
+    *X, end = texts.last_tokens(pipe, [*KEPT, " "], after=1)
     shares = {
         text: ((Q @ (x - eraser.map @ x)).norm() / (Q @ (x - end)).norm()).item()
         for text, x in zip(KEPT, X, strict=True)
@@ -391,7 +391,7 @@ def test_a_pipeline_with_an_eraser_is_refused(pipe):
 def test_what_the_pooled_path_chose_is_kept(xl):
     made = rece.guard(xl, "dog", preserve=KEPT, progress=False)
     found = made.provenance["pooled_report"]
-    dog, target = (texts.at_last_words(xl, [text], "pooled")[0] for text in ("dog", " "))
+    dog, target = (texts.last_tokens(xl, [text], "pooled")[0] for text in ("dog", " "))
     Q, _ = layers.answers(xl, "pooled")
     guard = (Q @ (made.pooled @ dog - dog)).norm() / (Q @ (dog - target)).norm()
     assert found["guard"]["dog"] == pytest.approx(guard.item()) and found["rank"] == 1

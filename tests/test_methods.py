@@ -48,7 +48,7 @@ def test_every_method_checks_the_texts_that_erase_checks(pipe, method):
 def test_a_pipeline_that_carries_an_edit_is_refused(pipe, carried):
     with methods.run(carried, pipe, "dog").on(pipe):
         for method in ("leace", "rece", "esd_x"):
-            with pytest.raises(ValueError, match="pipe.unet carries an edit: remove it first"):
+            with pytest.raises(ValueError, match="the pipeline carries an eraser: remove it"):
                 methods.run(method, pipe, "cat")
 
 

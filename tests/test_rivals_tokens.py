@@ -21,7 +21,7 @@ def rows(*shape, seed=0):
 
 
 def last(pipe, *some):
-    return texts.at_last_words(pipe, list(some))
+    return texts.last_tokens(pipe, list(some))
 
 
 # What tokens span
@@ -30,12 +30,12 @@ def last(pipe, *some):
 def test_words_and_frames_are_the_tokens_they_say(pipe):
     found = _tokens.words(pipe, ["a dog", "cat"])
     a_dog, cat = (texts.encode(pipe, [text])[0] for text in ("a dog", "cat"))
-    end = texts.last_word(pipe, "a dog")
-    torch.testing.assert_close(found, torch.cat([a_dog[1 : end + 1], cat[1 : texts.last_word(pipe, "cat") + 1]]))
+    end = texts.last_position(pipe, "a dog")
+    torch.testing.assert_close(found, torch.cat([a_dog[1 : end + 1], cat[1 : texts.last_position(pipe, "cat") + 1]]))
     framed = _tokens.framed(pipe, ["dog", "cat"], ("{}", "a {} b"))
     assert framed.shape[:2] == (2, 2)
     torch.testing.assert_close(framed[:, 0], last(pipe, "dog", "cat"))
-    at = texts.last_word(pipe, "a cat")
+    at = texts.last_position(pipe, "a cat")
     torch.testing.assert_close(framed[1, 1], texts.encode(pipe, ["a cat b"])[0, at])
 
 
@@ -320,7 +320,7 @@ def test_safree_is_its_formula_with_prompts_that_are_really_masked(pipe, ends):
         found = texts.encode(pipe, prompts)
     ids = pipe.tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
     for row, prompt in enumerate(prompts):
-        own, end = texts.encode(pipe, [prompt])[0].float(), texts.last_word(pipe, prompt)
+        own, end = texts.encode(pipe, [prompt])[0].float(), texts.last_position(pipe, prompt)
         summaries = []
         for place in range(1, end + 1):
             masked = ids[row : row + 1].clone()
@@ -347,7 +347,7 @@ def test_safree_knows_words_from_what_fills_a_prompt(pipe, monkeypatch, dtype, p
     monkeypatch.setattr(safree.Hook, "cut", lambda hook, rows, without, written: seen.append(written) or rows)
     with edit.on(pipe):
         texts.encode(pipe, ["a red dog"])
-    assert seen[0].nonzero().flatten().tolist() == list(range(1, texts.last_word(pipe, "a red dog") + 1))
+    assert seen[0].nonzero().flatten().tolist() == list(range(1, texts.last_position(pipe, "a red dog") + 1))
 
 
 def test_gates_compute_in_float32_under_autocast(pipe):

@@ -196,7 +196,7 @@ def _place(lab: Lab, concept: str) -> _Place:
 def _names(lab: Lab) -> tuple[Tensor, Tensor]:
     """The last tokens of all objects' names, and that of the empty prompt."""
     words = [lab.world.words[name][0] for name in lab.world.objects]
-    found = texts.at_last_words(lab.pipe, [*words, " "]).to(_model(lab)[0])
+    found = texts.last_tokens(lab.pipe, [*words, " "]).to(_model(lab)[0])
     return found[:-1], found[-1]
 
 

@@ -17,7 +17,7 @@ from types import ModuleType
 
 from diffusers import DiffusionPipeline
 
-from rece import edits, layers, texts
+from rece import edits, texts
 from rece.edits import Edit
 
 
@@ -34,9 +34,7 @@ def run(name: str, pipe: DiffusionPipeline, concept: str | list[str], **settings
     """
     check(name, settings)
     module = import_module(f"{__name__}.{name}")
-    for part, one in pipe.components.items():
-        if hasattr(one, edits.CARRIED) or hasattr(one, layers.KEPT):
-            raise ValueError(f"pipe.{part} carries an edit: remove it first")
+    edits.check_unedited(pipe)
     if not _hands_on(module):
         concepts = texts.concepts_of(concept)
         targets = texts.targets_of(settings.get("target", " "), concepts)

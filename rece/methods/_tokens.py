@@ -26,14 +26,14 @@ def words(pipe: DiffusionPipeline, some: list[str]) -> Tensor:
     """The tokens of the words of texts, without those that begin, end and fill them: (tokens, d) float64."""
     found = []
     for text in some:
-        end, n = texts.last_word(pipe, text) + 1, len(texts.ids(pipe, text)[0]) - texts.beyond(pipe, text)
+        end, n = texts.last_position(pipe, text) + 1, len(texts.ids(pipe, text)[0]) - texts.beyond(pipe, text)
         found.append(texts.encode(pipe, [text])[0, end - n : end])
     return torch.cat(found)
 
 
 def last_in(pipe: DiffusionPipeline, template: str, text: str) -> int:
     """The position of the last word of a text that stands in a template."""
-    return texts.last_word(pipe, template[: template.index("{}")] + text)
+    return texts.last_position(pipe, template[: template.index("{}")] + text)
 
 
 def framed(pipe: DiffusionPipeline, some: list[str], templates: tuple[str, ...]) -> Tensor:

@@ -56,5 +56,5 @@ def erase(
     solver.fraction(threshold, "threshold")
     families.check_tokens_alone(pipe)
     settings = {"threshold": threshold, "sharpness": sharpness}
-    state = {"words": texts.at_last_words(pipe, concepts)}
+    state = {"words": texts.last_tokens(pipe, concepts)}
     return Hooks("adavd", state, settings, {**origin(pipe), "concepts": concepts, "method": "adavd"})

@@ -43,8 +43,7 @@ def erase(
     concepts = texts.concepts_of(concept)
     targets = texts.targets_of(target, concepts)
     for name, value in {"ratio": ratio, "first": first}.items():
-        solver.positive(value, name)
-        solver.fraction(value, name)
+        solver.fraction(value, name, or_zero=False)
     check_templates(templates)
     if families.part(pipe) != "unet":
         raise TypeError("pipe must have a UNet")

@@ -2,8 +2,8 @@
 2604.10032).
 
 Not reproduced: the published lists of safe concepts. The paper edits one concept at a time; of several, ours are
-solved together. Its preserved span is here that of the last word tokens of `preserve`. Of a model
-that reads a pooled embedding too, that stays as it is.
+solved together. Its preserved span is here that of the last word tokens of `preserve`. Of a model that reads a pooled
+embedding too, that stays as it is.
 """
 
 import torch
@@ -43,9 +43,9 @@ def erase(
     numbers = {"directions": directions, "keep": keep}
     solver.whole(**{name: 1 if value is None else value for name, value in numbers.items()})
     device = layers.gram(pipe).device
-    C = texts.at_last_words(pipe, concepts).to(device)
-    P = texts.at_last_words(pipe, kept).to(device) if kept else C.new_zeros(0, C.shape[1])
-    S = P if safe == "preserved" else texts.at_last_words(pipe, list(dict.fromkeys(targets))).to(device)
+    C = texts.last_tokens(pipe, concepts).to(device)
+    P = texts.last_tokens(pipe, kept).to(device) if kept else C.new_zeros(0, C.shape[1])
+    S = P if safe == "preserved" else texts.last_tokens(pipe, list(dict.fromkeys(targets))).to(device)
     provenance = {**origin(pipe), "method": "double_projections", "concepts": concepts, "target": targets}
     provenance |= {"preserve": preserve, "safe": safe, **numbers}
     U = spanned(P)[:, :keep] if len(P) else C.new_zeros(C.shape[1], 0)

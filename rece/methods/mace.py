@@ -95,7 +95,7 @@ def forgotten(pupil: Pupil, weights: dict[str, Tensor], numbers: dict) -> dict:
     templates, pictures = numbers["templates"], numbers["pictures"]
     asked = [template.format(name) for template in templates]
     c, words = pupil.encode(asked), [last_in(pipe, template, name) for template in templates]
-    ends = [texts.last_word(pipe, text) + 1 for text in asked]
+    ends = [texts.last_position(pipe, text) + 1 for text in asked]
     drawn = pupil.pictures(asked, pictures)
     random, loras = torch.Generator().manual_seed(pupil.settings.seed), {}
     for layer, W in weights.items():

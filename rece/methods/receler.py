@@ -82,7 +82,7 @@ def erase(
         state |= {f"up.{n}": torch.zeros(width, hidden), f"outer.{n}": torch.zeros(width)}
     hook = Hook(state).to(pupil.device)
     pupil.learnt = dict(hook.named_parameters())
-    said, known = {}, [(pupil.encode([name]), texts.last_word(pipe, name)) for name in pupil.concepts]
+    said, known = {}, [(pupil.encode([name]), texts.last_position(pipe, name)) for name in pupil.concepts]
     hook.attach_to(unet, said)
 
     def loss(random: torch.Generator) -> Tensor:

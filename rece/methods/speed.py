@@ -49,7 +49,7 @@ def erase(
     scale = texts.token_scale(pipe, "tokens") if relative else 1.0
     some = texts.listed(preserve or [], "preserve")
     device = layers.gram(pipe).device
-    C, A, R = (texts.at_last_words(pipe, part).to(device) if part else None for part in (concepts, targets, some))
+    C, A, R = (texts.last_tokens(pipe, part).to(device) if part else None for part in (concepts, targets, some))
     K = invariant(texts.encode(pipe, [""])[0].to(device))
     random, changes = torch.Generator().manual_seed(seed), {}
     for name, weight in weights.items():

@@ -183,5 +183,5 @@ def _by_distance(pipe, concept: str, others: list[str]) -> list[str]:
     if not others:
         return []
     G = layers.gram(pipe)
-    tokens = texts.at_last_words(pipe, [concept, *others]).to(G)
+    tokens = texts.last_tokens(pipe, [concept, *others]).to(G)
     return [others[n] for n in norm(tokens[1:] - tokens[0], G).argsort().tolist()]

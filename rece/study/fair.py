@@ -73,7 +73,7 @@ def neighbours(pipe: DiffusionPipeline, world: World, group: dict) -> list[str]:
     names = world.styles if group["kind"] == "style" else world.objects
     Q, _ = layers.answers(pipe)
     words = [world.words[name][0] for name in names]
-    X = texts.at_last_words(pipe, words) @ Q.T
+    X = texts.last_tokens(pipe, words) @ Q.T
     distance = {name: (X - x).norm(dim=1) for name, x in zip(names, X, strict=True) if name in erased}
     least = np.min([one.cpu().numpy() for one in distance.values()], axis=0)
     order = [names[n] for n in np.argsort(least, kind="stable")]
