@@ -47,13 +47,13 @@ CLAIMS = {
     "asked plainly, hardly an object is drawn after any method": lambda run: (
         max(run.rate(method, "plain") for method in METHODS) < 0.02
     ),
-    "c′ brings back nearly every object after UCE, many after RECE, and none after guarded": lambda run: (
+    "c′ brings back nearly every object after UCE, many after RECE, and hardly one after guarded": lambda run: (
         run.rate("uce", "closed_form") > 0.9
         and run.more("closed_form", "rece", "high") < 0
-        and run.rate("guarded", "closed_form") == 0
+        and run.rate("guarded", "closed_form") < 0.02
     ),
-    "the nearest tokens that an encoder can emit bring back UCE's objects, and none after guarded": lambda run: (
-        run.rate("uce", "reachable") > 0.9 and run.rate("guarded", "reachable") == 0
+    "the nearest tokens that an encoder can emit bring back UCE's objects, and hardly one after guarded": lambda run: (
+        run.rate("uce", "reachable") > 0.9 and run.rate("guarded", "reachable") < 0.02
     ),
     "a synonym brings back more after UCE than after guarded": lambda run: run.more("synonym", "uce", "high") < 0,
     "UnlearnDiffAtk brings back more after UCE than after guarded": lambda run: (
