@@ -1,6 +1,7 @@
 """Files of parameters are checked, and what is wrong is named."""
 
 import runpy
+import subprocess
 import sys
 
 import pytest
@@ -92,3 +93,8 @@ def test_the_check_without_a_file_is_an_error(monkeypatch):
 def test_a_missing_model_folder_is_named():
     with pytest.raises(FileNotFoundError, match="data/emoji-difusion"):
         config.load("data/emoji-difusion")
+
+
+def test_who_runs_a_stage_imports_neither_torch_nor_diffusers():
+    code = "import sys, rece.study.run; print({'torch', 'diffusers', 'transformers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

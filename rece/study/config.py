@@ -6,11 +6,9 @@
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 import yaml
-from diffusers import DiffusionPipeline, UNet2DConditionModel
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -22,7 +20,8 @@ from pydantic import (
     model_validator,
 )
 
-from rece import loading
+if TYPE_CHECKING:  # torch and diffusers take seconds, and who runs a stage's notebook only reads parameters
+    from diffusers import DiffusionPipeline
 
 
 class Loader(yaml.SafeLoader):
@@ -268,12 +267,16 @@ def params(path: Path | None = None) -> dict:
     return tree
 
 
-def load(model: str | dict) -> DiffusionPipeline:
+def load(model: str | dict) -> "DiffusionPipeline":
     """The pipeline of a folder (relative to the checkout), or what a dict of the keywords of `loading.load` names.
 
     By default in float32, on the GPU if there is one. On a CPU all is computed with one thread from then on: a small
     model gains nothing by a second one, and results do not depend on the number of cores. See `parallel.cells`.
     """
+    import torch
+
+    from rece import loading
+
     keywords = {"model": model} if isinstance(model, str) else dict(model)
     folder = root() / keywords.get("model", "")
     if folder.exists():
@@ -289,11 +292,13 @@ def load(model: str | dict) -> DiffusionPipeline:
     return pipe
 
 
-def control(pipe: DiffusionPipeline, folder: str | Path) -> DiffusionPipeline:
+def control(pipe: "DiffusionPipeline", folder: str | Path) -> "DiffusionPipeline":
     """A pipeline like `pipe` with the UNet of `folder` (relative to the checkout); everything else is shared.
 
     Raises FileNotFoundError if there is no UNet.
     """
+    from diffusers import UNet2DConditionModel
+
     if not (root() / folder / "config.json").exists():
         raise FileNotFoundError(f"control: there is no UNet in {str(folder)!r}; correct `control` in params.yaml")
     unet = UNet2DConditionModel.from_pretrained(root() / folder, dtype=pipe.unet.dtype)
