@@ -75,8 +75,8 @@ CLAIMS = {
     "of styles every method leaves much to a synonym": lambda run: (
         min(run.rate(method, "synonym", "style") for method in METHODS) > 0.3
     ),
-    "a smaller ridge brings everything back after RECE and anchored, and nothing after guarded": lambda run: (
-        min(run.ridge("rece", "1e-05"), run.ridge("anchored", "1e-05")) == 1 and run.ridge("guarded", "1e-05") == 0
+    "a smaller ridge brings everything back after RECE and anchored, and hardly anything after guarded": lambda run: (
+        min(run.ridge("rece", "1e-05"), run.ridge("anchored", "1e-05")) == 1 and run.ridge("guarded", "1e-05") < 0.05
     ),
     "fifty steps of training bring more back after guarded than after RECE": lambda run: (
         run.relearnt("guarded", 50) > run.relearnt("rece", 50)

@@ -77,6 +77,14 @@ def test_methods_are_pooled_over_the_same_concepts_only():
         pooled(pd.concat([table[:3], table[:2].assign(method="mine")]), ["method", "attack"])
 
 
+def test_of_four_clusters_nineteen_intervals_in_twenty_hold_the_truth():
+    random, names, held = np.random.default_rng(0), np.repeat(range(4), 10), 0
+    for _ in range(200):
+        row = clustered(random.random(40) < random.beta(1.2, 1.2, 4).repeat(10), names, repeats=300)
+        held += row["low"] <= 0.5 <= row["high"]
+    assert held > 0.92 * 200  # plain percentiles: 86 to 90 %
+
+
 def test_the_interval_of_clustered_values_holds_their_rate_and_stays_in_range():
     values, names = [0, 1, 1, 1, 0, 0, 0, 1], list("aaaabbbb")
     row = clustered(values, names, repeats=200)

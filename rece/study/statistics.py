@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, bootstrap, spearmanr
+from scipy.stats import binomtest, bootstrap, norm, spearmanr, t
 
 RATE = ["n", "successes", "rate", "low", "high"]
 SUCCESS = ["method", "attack", "access", "kind", *RATE, "prompts", "top1_rate"]
@@ -66,10 +66,12 @@ def clustered(
     """The mean of values that are alike within clusters, and its 95 % bootstrap interval.
 
     Every cluster counts the same. Clusters are resampled, then the values in each of them; of a single cluster the
-    values alone. Where all values are equal, resampling says nothing: the interval then is as wide as the Wilson
-    interval of one such answer per cluster. least: of what values can be, -1 for differences. With few clusters the
-    interval is too narrow: of four it holds the truth in about 85 to 90 % of cases, of two in 75 %.
-    Returns n, clusters, rate, low, high. Raises ValueError if there is nothing. Source: scipy.
+    values alone. The percentiles taken are Hesterberg's expanded ones, with the tails of Student's t: the 2.5th and the
+    97.5th of four clusters hold the truth in 85 to 90 % of cases only, these in 92 to 99 % (of two in 86 or more).
+    Where all values are equal, resampling says nothing: the interval then is as wide as the Wilson interval of one
+    such answer per cluster. least: of what values can be, -1 for differences.
+    Returns n, clusters, rate, low, high. Raises ValueError if there is nothing. Source: scipy; Hesterberg, What
+    Teachers Should Know About the Bootstrap (The American Statistician 69, 2015).
     """
     values, (names, codes) = np.asarray(values, float), np.unique(np.asarray(clusters), return_inverse=True)
     if not len(values) or len(values) != len(codes):
@@ -92,8 +94,10 @@ def clustered(
         drawn = table[chosen[..., None], inner.astype(int)] * counted
         return (drawn.sum(-1) / sizes[chosen]).mean(axis)
 
-    settings = {"vectorized": True, "method": "percentile", "batch": 200, "n_resamples": repeats, "rng": seed}
-    found = bootstrap((np.arange(len(parts)),), mean, **settings).confidence_interval
+    many = len(parts)
+    tail = norm.cdf(-np.sqrt(many / (many - 1)) * t.ppf(0.975, many - 1))
+    settings = {"vectorized": True, "method": "percentile", "confidence_level": 1 - 2 * tail, "batch": 200}
+    found = bootstrap((np.arange(many),), mean, n_resamples=repeats, rng=seed, **settings).confidence_interval
     return row | {"low": float(min(found.low, rate)), "high": float(max(found.high, rate))}
 
 
