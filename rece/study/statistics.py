@@ -66,10 +66,10 @@ def clustered(
     """The mean of values that are alike within clusters, and its 95 % bootstrap interval.
 
     Every cluster counts the same. Clusters are resampled, then the values in each of them; of a single cluster the
-    values alone. The percentiles taken are Hesterberg's expanded ones, with the tails of Student's t: the 2.5th and the
-    97.5th of four clusters hold the truth in 85 to 90 % of cases only, these in 92 to 99 % (of two in 86 or more).
-    Where all values are equal, resampling says nothing: the interval then is as wide as the Wilson interval of one
-    such answer per cluster. least: of what values can be, -1 for differences.
+    values alone. The percentiles are Hesterberg's expanded ones, with tails after Student's t. (Between the 2.5th and
+    the 97.5th the truth of four clusters lies in 85 to 90 % of cases only; between these in 92 to 99 %, and of two in
+    86 or more.) Where all values are equal, resampling says nothing: the interval then is as wide as the Wilson
+    interval of one such answer per cluster. least: of what values can be, -1 for differences.
     Returns n, clusters, rate, low, high. Raises ValueError if there is nothing. Source: scipy; Hesterberg, What
     Teachers Should Know About the Bootstrap (The American Statistician 69, 2015).
     """
