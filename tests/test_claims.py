@@ -8,7 +8,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from claims import CLAIMS, Run, holds
+from claims import CLAIMS, METHODS, Run, holds
 from project import ROOT
 
 NAMES = {
@@ -32,6 +32,13 @@ WHAT = {
     "closed form c′": "closed_form",
     "five nearest kept": "neighbour",
     "others kept": "other",
+}
+CALLED = {
+    "closed_form": "c′",
+    "synonym": "synonym",
+    "unlearndiff": "UnlearnDiffAtk",
+    "inversion_word": "pseudo-word",
+    "neighbour": "five nearest kept",
 }
 SIZES = {"1": "object", "5": "five", "20": "twenty", "50": "fifty"}
 
@@ -235,7 +242,7 @@ def test_sentences_have_the_numbers_of_the_tables(page):
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_a_claim_holds_and_could_fail(name, tmp_path):
-    assert holds(name, Run(ROOT / "results"))
+    assert holds(name, Run(ROOT / "results")) and holds(name, Run(ROOT / "results/second"))
     for table in (
         "comparison/rates",
         "comparison/differences",
@@ -251,6 +258,15 @@ def test_a_claim_holds_and_could_fail(name, tmp_path):
         found.to_csv(file, index=False)
     assert holds(name, Run(tmp_path)) is False
     assert holds(name, Run(tmp_path / "nothing")) is None
+
+
+@pytest.mark.parametrize("what", ["closed_form", "synonym", "unlearndiff", "inversion_word", "neighbour"])
+def test_the_table_of_both_runs_is_theirs(what):
+    rows = tables("notebooks/site/reproduce.md", "first run", "second run")
+    line = next(row for row in rows if CALLED[what] in row[""])
+    for run, folder in (("first run", "results"), ("second run", "results/second")):
+        found = [Run(ROOT / folder).rate(method, what) for method in METHODS]
+        assert [float(word) for word in line[run].split(", ")] == pytest.approx(found, abs=0.00501)
 
 
 class Lesson:
