@@ -14,13 +14,6 @@ export OMP_WAIT_POLICY ?= passive
 paper: export HF_HUB_OFFLINE := 0
 paper: export PYTHONDONTWRITEBYTECODE := 1
 
-# Two chains: in each, with default parameters, a notebook reads what those before it wrote. Lessons need no other.
-ONE := $(patsubst %,notebooks/%.ipynb,dataset pretrain judge control erase attack evaluate sweep plot paper)
-TWO := $(patsubst %,notebooks/%.ipynb,choose fair limits compare rival arena audits)
-LONG := notebooks/guarded.ipynb $(wildcard notebooks/course/5_*.ipynb)
-COURSE := $(filter-out $(LONG),$(wildcard notebooks/course/*.ipynb))
-NBVAL := pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-kernel-startup-timeout 120
-
 .PHONY: help setup demo repro fair arena audits site project paper test bench drill lab lint format data clean
 
 help:  ## list the targets
@@ -58,13 +51,12 @@ paper: setup  ## a table of the paper on a GPU: TABLE=nudity, unsafe, 'artist-*'
 	@dvc --cd data/paper repro --glob 'evaluate@$(TABLE)'
 	@dvc --cd data/paper repro --single-item --force plot
 
-test: setup  ## run the tests, then every notebook with its default parameters
+test: setup  ## run the tests, and every notebook with its default parameters
 	@test -e .git || { echo 'The tests ask git for the files of the project. A zip has no .git: run `git init`.' >&2; exit 2; }
-	@pytest --numprocesses logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 	@rm -rf .cache/smoke # else the notebooks that train go on with what an earlier run trained
-	@# Both chains at once, and with each as many notebooks to read as make them equally long.
-	@trap 'kill $$!' INT; $(NBVAL) $(TWO) $(LONG) > .nbval.log 2>&1 & \
-	    $(NBVAL) $(ONE) $(COURSE); one=$$?; wait $$!; two=$$?; cat .nbval.log; exit $$((one + two))
+	@pytest --numprocesses logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder \
+	    --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-kernel-startup-timeout 120 \
+	    tests notebooks/*.ipynb notebooks/course/*.ipynb
 
 bench: setup  ## time solver, certificate and attacks against their literal forms; compare bits; count the paper's work
 	@python tests/bench/edit.py
@@ -87,7 +79,7 @@ lint: setup  ## check style, notebooks too, and that imports point one way
 format: setup  ## fix what lint can fix, and strip the stage notebooks
 	@ruff check --quiet --fix
 	@ruff format --quiet
-	@nbstripout $(ONE) $(TWO)
+	@nbstripout $(filter-out notebooks/guarded.ipynb,$(wildcard notebooks/*.ipynb))
 
 # Frozen stages: `dvc repro` takes their outputs from git. `dvc unfreeze` would rewrite the file and lose its layout and
 # comments.

@@ -1,6 +1,8 @@
 """No network, one thread (or as many as RECE_TEST_THREADS says), no cache, and what many tests are given."""
 
 import os
+import tempfile
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read by torch when it is imported
@@ -10,24 +12,45 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 # torch and rece are imported in fixtures: the process that only hands out tests needs neither.
+# With its default parameters a notebook of a chain reads what those before it wrote.
+CHAINS = (
+    "dataset pretrain judge control erase attack evaluate sweep plot paper".split(),
+    "choose fair limits compare rival arena audits".split(),
+)
 LONGEST = "course families evaluating pipeline audits arena project paper browser site".split()
 
 
 def pytest_collection_modifyitems(items):
-    """Modules that take long come first, so that no process waits for another's at the end."""
-    names = {f"test_{name}": n for n, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: names.get(item.path.stem, len(names)))
+    """Notebooks, and modules that take long, come first, so that no process waits for another's at the end."""
+    rank = {name: n for n, name in enumerate([*CHAINS[0], *CHAINS[1], "", *(f"test_{name}" for name in LONGEST)])}
+    others = {".ipynb": rank[""], ".py": len(rank)}
+    items.sort(key=lambda item: rank.get(item.path.stem, others[item.path.suffix]))
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """One process runs all of a chain."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByChain(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            scope = super()._split_scope(nodeid)
+            return next((names[0] for names in CHAINS if Path(scope).stem in names), scope)
+
+    return ByChain(config, log)
+
+
+def pytest_configure(config):
+    """The study's cache of a session begins empty, for what notebooks and fixtures of many tests compute."""
+    folder = tempfile.TemporaryDirectory()
+    config.add_cleanup(folder.cleanup)
+    os.environ["RECE_CACHE"] = folder.name
 
 
 @pytest.fixture(autouse=True, scope="session")
-def session_cache(tmp_path_factory):
-    """The study's cache of a session begins empty, for what fixtures of many tests compute."""
+def threads():
     import torch
 
     torch.set_num_threads(int(os.environ.get("RECE_TEST_THREADS", "1")))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RECE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(autouse=True)
