@@ -85,7 +85,9 @@ CLAIMS = {
         min(run.relearnt(method, 100) for method in METHODS) > 0.5 and run.relearnt("control", 100) < 0.2
     ),
     "PURE's strongest attack succeeds less often than guarded's, and it keeps as much": lambda run: (
-        run.beside("pure", "more_strongest_high") < 0 and run.beside("pure", "more_kept_low") > -0.02
+        run.beside("pure", "more_strongest") < -0.1
+        and run.beside("pure", "more_strongest_high") <= 0
+        and run.beside("pure", "more_kept_low") > -0.02
     ),
     "PURE's bound is smaller than guarded's": lambda run: (
         run.beside("pure", "guarded") < run.beside("guarded", "guarded")
