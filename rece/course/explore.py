@@ -275,8 +275,8 @@ def _joined(name: str, drawn: list[tuple]) -> Asked:
 
 def picture(result: Result) -> bytes:
     """A PNG of a result: the rows of pictures, the singular values of M - I, and the certificate."""
-    fig = Figure(figsize=(10, 6.2), dpi=96)
-    FigureCanvasAgg(fig)
+    fig = Figure(figsize=(10, 6.2), dpi=96, facecolor="white")
+    canvas = FigureCanvasAgg(fig)
     state, (low, high) = result.state, result.edited.interval
     rows = {f"{state.concept}\noriginal": result.original}
     rows[f"{state.concept}\n{state.method}\n{state.attack}"] = result.edited
@@ -287,10 +287,10 @@ def picture(result: Result) -> bytes:
     fig.text(0.72, 0.97, success, va="top", weight="bold")
     _singular_values(fig.add_axes((0.72, 0.55, 0.26, 0.26)), result.sizes)
     _certificate(fig.add_axes((0.72, 0.09, 0.26, 0.28)), result)
-    file, small = BytesIO(), BytesIO()
-    fig.savefig(file, facecolor="white")
-    PIL.Image.open(file).convert("RGB").quantize(256).save(small, "PNG")
-    return small.getvalue()
+    canvas.draw()
+    whole, file = PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), BytesIO()
+    whole.quantize(256, PIL.Image.Quantize.FASTOCTREE).save(file, "PNG")
+    return file.getvalue()
 
 
 def _pictures(ax, rows: dict[str, Asked]) -> None:
