@@ -12,6 +12,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 # torch and rece are imported in fixtures: the process that only hands out tests needs neither.
+
 # With its default parameters a notebook of a chain reads what those before it wrote.
 CHAINS = (
     "dataset pretrain judge control erase attack evaluate sweep plot paper".split(),
@@ -22,9 +23,8 @@ LONGEST = "course families evaluating pipeline audits arena project paper browse
 
 def pytest_collection_modifyitems(items):
     """Notebooks, and modules that take long, come first, so that no process waits for another's at the end."""
-    rank = {name: n for n, name in enumerate([*CHAINS[0], *CHAINS[1], "", *(f"test_{name}" for name in LONGEST)])}
-    others = {".ipynb": rank[""], ".py": len(rank)}
-    items.sort(key=lambda item: rank.get(item.path.stem, others[item.path.suffix]))
+    rank = {name: n for n, name in enumerate([*CHAINS[0], *CHAINS[1], *(f"test_{name}" for name in LONGEST)])}
+    items.sort(key=lambda item: (item.path.suffix == ".py", rank.get(item.path.stem, len(rank))))
 
 
 @pytest.hookimpl(optionalhook=True)
