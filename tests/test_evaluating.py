@@ -37,11 +37,12 @@ def judge():
 def test_what_is_left_and_kept_of_the_embedded_model(emoji, judge, tmp_path):
     eraser = rece.guard(emoji, "dog", progress=False)
     before = {name: weight.clone() for name, weight in emoji.unet.state_dict().items()}
-    found = evaluate(emoji, eraser, "dog", judge, others=["cat", "bus"], synonyms=["puppy"], budgets=CHEAP, **DRAW)
+    given = {"others": ["cat", "bus"], "synonyms": ["puppy"], "seeds": range(2), "budgets": CHEAP}
+    found = evaluate(emoji, eraser, "dog", judge, **given, **DRAW)
     assert all(torch.equal(weight, before[name]) for name, weight in emoji.unet.state_dict().items())
     rates = found.results.set_index("attack")
     assert list(rates.index) == ["plain", "synonym", "closed_form"] and (rates.rate <= 0.2).all()
-    assert (rates.n == 20).all() and (rates.low <= rates.rate).all() and (rates.rate <= rates.high).all()
+    assert (rates.n == 10).all() and (rates.low <= rates.rate).all() and (rates.rate <= rates.high).all()
     assert list(found.kept.text) == ["cat", "bus"] and found.kept.near.all() and (found.kept.after >= 0.6).all()
     assert found.certificate.words.concept.tolist() == ["dog"] and found.certificate.guarded > 0.5
     found.save(tmp_path / "dog.json")
