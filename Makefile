@@ -83,16 +83,17 @@ format: setup  ## fix what lint can fix, and strip the stage notebooks
 
 # Frozen stages: `dvc repro` takes their outputs from git. `dvc unfreeze` would rewrite the file and lose its layout and
 # comments.
-THAW := trap 'mv dvc.yaml.frozen dvc.yaml' EXIT; sed -i.frozen '/^ *frozen: true/d' dvc.yaml
+thaw = trap 'mv $(1).frozen $(1)' EXIT; sed -i.frozen '/^ *frozen: true/d' $(1)
+TERMS := notebooks/dvc.yaml
 
 fair: setup  ## rerun the fair study and its limits, also in git (an hour and three quarters on two cores with bfloat16)
-	@$(THAW); dvc repro choose fair limits
+	@$(call thaw,$(TERMS)); dvc repro $(TERMS):choose $(TERMS):fair $(TERMS):limits
 
 arena: setup  ## rerun the field's methods beside it, also in git (about five hours on two cores); METHOD=esd_x reruns one
-	@$(THAW); dvc repro --single-item $(if $(METHOD),rival@$(METHOD),rival) && dvc repro --single-item arena
+	@$(call thaw,$(TERMS)); dvc repro --single-item $(TERMS):rival$(METHOD:%=@%) && dvc repro --single-item $(TERMS):arena
 
-audits: setup  ## rerun what is left for someone who holds more than a prompt, also in git (three hours on two cores)
-	@$(THAW); dvc repro --single-item audits
+audits: setup  ## rerun what is left for someone who holds more, also in git (three hours on two cores); AUDIT=noise reruns one
+	@$(call thaw,$(TERMS)); dvc repro --single-item $(TERMS):audit$(AUDIT:%=@%) && dvc repro --single-item audits
 
 site: setup  ## build the site into .cache/site/html: the course, the study, the library
 	@python notebooks/site/build.py
@@ -101,7 +102,7 @@ project: setup  ## measure the method and the attack in notebooks/course/mine be
 	@python -m rece.course project --concept $(or $(CONCEPT),church)
 
 data: setup  ## rebuild the embedded model from its images (hours; needs npm)
-	@$(THAW); dvc repro pretrain judge control
+	@$(call thaw,dvc.yaml); dvc repro pretrain judge control
 
 clean:  ## remove results and caches; .venv and DVC's cache stay
 	@rm -rf .cache/study dvc_plots .hypothesis .pytest_cache .ruff_cache

@@ -16,7 +16,7 @@ import pytest  # noqa: E402
 # With its default parameters a notebook of a chain reads what those before it wrote.
 CHAINS = (
     "dataset pretrain judge control erase attack evaluate sweep plot paper".split(),
-    "choose fair limits compare rival arena audits".split(),
+    "choose fair limits compare rival arena audit".split(),
 )
 LONGEST = "course families evaluating pipeline audits arena project paper browser site".split()
 

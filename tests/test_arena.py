@@ -231,7 +231,7 @@ def test_the_figures_show_every_method():
 def test_gathering_takes_the_same_groups_of_all(tmp_path, monkeypatch):
     monkeypatch.setattr(config, "root", lambda: tmp_path)
     images, edits = tables()
-    with pytest.raises(FileNotFoundError, match="dvc repro fair"):
+    with pytest.raises(FileNotFoundError, match="make fair"):
         ranking.gathered("results", ["esd_x"], ["object"])
     parts = {"fair/object": images, "rivals/esd_x": images[(images.method == "esd_x") & (images.group == "dog")]}
     for folder, some in parts.items():

@@ -15,7 +15,7 @@ from rece import layers, methods
 from rece.edits import Weights
 from rece.emoji import world as worlds
 from rece.judges.embedded import Judge
-from rece.study import auditing, config, fair, plan
+from rece.study import auditing, config, fair, plan, ranking
 
 WORLD = worlds.load()
 FAIR = params()["fair"] | {"per": {"object": 2}, "kept": {"neighbour": 2, "other": 2}}
@@ -49,13 +49,15 @@ def test_every_model_is_audited_and_judged(emoji, judge):
     }
     control = config.control(emoji, "data/emoji-control")
     chosen = {("uce", "names", 1): {}}
-    table = auditing.run(emoji, control, judge, WORLD, {"dog": DOG}, chosen, section, FAIR, GENERATE)
+    given = emoji, control, judge, WORLD, {"dog": DOG}, chosen, section, FAIR, GENERATE, {}
+    names = [*section["tried"], *section["relearning"]]
+    table = pd.concat([auditing.tables(name, *given)["images"] for name in names], ignore_index=True)
     assert list(table) == auditing.COLUMNS and (table.sure <= table.top).all()
     assert set(table.method) == {plan.ORIGINAL, "uce", plan.CONTROL}
     assert table.groupby(["method", "what", "level"]).size().eq(2).all()
     levels = table.groupby("what")["level"].unique().map(list).to_dict()
     assert levels == {"completion": ["0.0", "1.0"], "noise": ["0.0 1.0", "1.0 1.0"], "relearnt": ["0", "1"]}
-    best = auditing.best_of(table)
+    best = ranking.best_of(table)
     for method, part in best[best.what == "noise"].groupby("method"):
         own = table[(table.what == "noise") & (table.method == method)]
         assert list(part.level) == ["best of 2"] * 2
@@ -65,23 +67,24 @@ def test_every_model_is_audited_and_judged(emoji, judge):
 def test_an_audit_that_was_run_before_is_read(emoji, judge, monkeypatch):
     section = {"n": 2, "tried": {"completion": {"shares": [0.0]}}, "relearning": {}}
     given = (emoji, emoji, judge, WORLD, {"dog": DOG}, {("uce", "names", 1): {}}, section, FAIR, GENERATE)
-    first = auditing.run(*given)
+    first = auditing.run("completion", *given)
     monkeypatch.setattr(auditing.audits, "run", lambda *_, **__: pytest.fail("it is not run again"))
-    pd.testing.assert_frame_equal(auditing.run(*given), first)
+    pd.testing.assert_frame_equal(auditing.run("completion", *given), first)
     other = replace(WORLD, distant={})  # other words may be asked of another world
     with pytest.raises(pytest.fail.Exception, match="not run again"):
-        auditing.run(*given[:3], other, *given[4:])
+        auditing.run("completion", *given[:3], other, *given[4:])
     section["tried"] = {"completion": {"shares": [1.0]}}
     with pytest.raises(pytest.fail.Exception, match="not run again"):
-        auditing.run(*given)
+        auditing.run("completion", *given)
 
 
 def test_prompts_found_against_one_method_are_drawn_by_all(emoji, judge):
     budget = {"n": 2, "preserve": ["names"], "tokens": 1, "updates": 2, "times": 2, "score_times": 1, "batch_size": 2}
     budgets = {"unlearndiff": budget | {"steps": 2, "guidance": 4.0}}
     chosen = {("uce", "names", 1): {}, ("guarded", "names", 1): {"mu": 5.0}}
-    given = WORLD, {"dog": DOG}, chosen, FAIR, GENERATE
-    table = auditing.transferred(emoji, judge, *given, budgets)
+    section = {"transfer": ["unlearndiff"]}
+    given = WORLD, {"dog": DOG}, chosen, section, FAIR, GENERATE, budgets | {"plain": {}}
+    table = auditing.tables("transfer", emoji, None, judge, *given)["images"]
     assert table.groupby(["source", "method"]).case.apply(list).map([0, 1].__eq__).all()
     assert set(zip(table.source, table.method, strict=True)) == {(a, b) for a in METHODS for b in METHODS}
     victim = fair.eraser(emoji, WORLD, DOG, "uce", "names", {}).copy_of(emoji)
@@ -159,8 +162,14 @@ def test_rounding_is_measured_form_by_form(emoji, judge, monkeypatch):
     monkeypatch.setattr(auditing, "FORMS", ("float32", "int4"))
     chosen = {("guarded", "names", 1): {"mu": 5.0}, ("sld", "names", 1): {}}
     budgets = {"plain": {}, "closed_form": {"lamb": 0.1}}
-    table, bounds = auditing.rounding(emoji, judge, WORLD, {"dog": DOG}, chosen, FAIR, GENERATE, budgets)
-    assert set(table.method) == {"guarded"} and set(table.what) == {*budgets, "neighbour", "other"}
+    section = {"rounding": {"object": 1, "attacks": list(budgets)}}
+    given = WORLD, {"dog": DOG, "cat": DOG | {"erase": ["cat"]}}, chosen, section, FAIR, GENERATE, budgets | {"x": {}}
+    table, bounds = auditing.tables("rounding", emoji, None, judge, *given).values()
+    assert (
+        set(table.group) == {"dog"}
+        and set(table.method) == {"guarded"}
+        and set(table.what) == {*budgets, "neighbour", "other"}
+    )
     assert list(bounds.level) == ["float32", "int4"]
     assert bounds.guarded[0] > 0.1 and np.isfinite(bounds.guarded).all()
     exact = rece.certify(emoji, fair.eraser(emoji, WORLD, DOG, "guarded", "names", {"mu": 5.0}), ["dog"]).guarded

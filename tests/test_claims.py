@@ -157,12 +157,13 @@ def audited(method: str, what: str, level: str, ends: bool = True) -> str:
     return f"{percent(row.rate)} %" + f" [{percent(row.low)}, {percent(row.high)}]" * ends
 
 
-def beside(what: str, than: str) -> tuple[int, int, int]:
-    """How many points guarded is away from another method in an audit, with the interval: all positive."""
+def beside(what: str, than: str, certain: bool = True) -> tuple[int, int, int]:
+    """How many points guarded is away from another method in an audit, with the interval, in its own direction."""
     row = of(read("audits/beside.csv"), what=what, than=than)
-    assert row.low > 0 or row.high < 0
-    ends = sorted(percent(abs(end)) for end in (row.low, row.high))
-    return percent(abs(row.rate)), *ends
+    assert certain == (row.low > 0 or row.high < 0)
+    sign = 1 if row.rate > 0 else -1
+    found = sign * row.rate, *sorted((sign * row.low, sign * row.high))
+    return tuple(percent(number) if number > 0 else -percent(-number) for number in found)
 
 
 def claims() -> dict[str, list[str]]:
@@ -205,13 +206,18 @@ def claims() -> dict[str, list[str]]:
             "brings back " + audited("guarded", "lora", "50").replace(" %", " % of guarded's objects", 1),
             "{} points more than of RECE's [{}, {}]".format(*beside("lora: 50", "rece")),
             f"bring back {audited('guarded', 'readers', '100')}",
-            "{} points more than of RECE's [{}, {}]".format(*beside("readers: 100", "rece")),
+            "{} points more than of RECE's, which is not certain [{}, {}]".format(
+                *beside("readers: 100", "rece", False)
+            ),
             f"concept in {audited('guarded', 'image_to_image', '0.5')}",
             f"after OCE in {audited('oce', 'image_to_image', '0.5', False)}",
             f"with the concept in {audited('guarded', 'inpainting', '0.5')}",
-            "{} points less often than RECE [{}, {}]".format(*beside("inpainting: 0.5", "rece")),
+            "{} points less often than RECE, which is not certain [{}, {}]".format(
+                *beside("inpainting: 0.5", "rece", False)
+            ),
             "{} points less often than UCE's and RECE's [{}, {}]".format(*beside("image_to_image: 0.7", "rece")),
             "({} points less [{}, {}])".format(*beside("readers: 25", "pure")),
+            f"shows the concept in {audited('guarded', 'noise', 'best of 24')} after guarded",
             f"in {audited('semantic_surgery', 'query', '30')} after Semantic Surgery",
             f"in {audited('safree', 'query', '30')} after SAFREE",
             f"{audited('guarded', 'unet', '10')} after guarded",

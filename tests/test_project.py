@@ -134,6 +134,12 @@ def test_a_stage_depends_on_what_its_notebook_imports_and_on_nothing_else(stage)
     assert {dep for dep in stage.deps if dep.startswith("rece")} == wanted
 
 
+def test_every_audit_of_the_parameters_has_its_stage():
+    section = params()["audits"]
+    wanted = [*section["tried"], *section["relearning"], "rounding", "transfer"]
+    assert [stage.matrix for stage in stages() if stage.name.startswith("audit@")] == wanted
+
+
 @pytest.mark.parametrize("notebook", stage_notebooks())
 def test_params_sections_have_every_key_of_the_notebooks_defaults(notebook):
     """papermill replaces a dictionary as a whole, so a key that params.yaml lacks is lost."""

@@ -29,45 +29,78 @@ def groups(world: World, plan_of: dict, without: list[str], n: int) -> dict:
     return fair.first(fair.unseen(world, fair.groups(world, plan_of), without), {"object": n})
 
 
-def run(
-    pipe, control, judge, world: World, some: dict, chosen: dict, section: dict, plan_of: dict, generate: dict
-) -> pd.DataFrame:
-    """What audits and relearning bring back, on every method's model of every group: a row per picture, COLUMNS.
+def tables(
+    what: str,
+    pipe,
+    control,
+    judge,
+    world: World,
+    some: dict,
+    chosen: dict,
+    section: dict,
+    plan_of: dict,
+    generate: dict,
+    budgets: dict,
+) -> dict[str, pd.DataFrame]:
+    """What one stage finds out: "images", a row per picture, and of "rounding" also "bounds", its certificates.
 
-    some: groups of single objects. chosen: the numbers of each method, see `fair.choose`. section: n (prompts per
-    group), tried (settings by audit) and relearning (settings by name, see `relearnt`).
+    what: "rounding", see `rounding`, "transfer", see `transferred`, or else see `run`, which has the other parameters.
+    budgets: of attacks, by name.
+    """
+    if what not in ("rounding", "transfer"):
+        return {"images": run(what, pipe, control, judge, world, some, chosen, section, plan_of, generate)}
+    given = chosen, plan_of, generate
+    if what == "transfer":
+        own = {name: budgets[name] for name in section[what]}
+        return {"images": transferred(pipe, judge, world, some, *given, own)}
+    own, some = section[what], fair.first(some, {"object": section[what]["object"]})
+    images, bounds = rounding(pipe, judge, world, some, *given, {name: budgets[name] for name in own["attacks"]})
+    return {"images": images, "bounds": bounds}
+
+
+def run(
+    what: str,
+    pipe,
+    control,
+    judge,
+    world: World,
+    some: dict,
+    chosen: dict,
+    section: dict,
+    plan_of: dict,
+    generate: dict,
+) -> pd.DataFrame:
+    """What an audit or relearning brings back, on every method's model of every group: a row per picture, COLUMNS.
+
+    what: a name in section["tried"], whose values are settings of audits, or in section["relearning"], see
+    `relearnt`. some: groups of single objects; section["n"] prompts of each. chosen: the numbers of each method, see
+    `fair.choose`.
     """
     methods = [plan.ORIGINAL, *dict.fromkeys(method for method, *_ in chosen), plan.CONTROL]
     jobs = [(name, group, method) for name, group in some.items() for method in methods]
-    one = partial(_one, pipe, control, judge, world, chosen, section, plan_of, generate)
-    return pd.concat(cells(one, jobs, "audits"), ignore_index=True)
+    generate = generate | {"batch_size": min(section["n"], generate["batch_size"])}  # no row is drawn in vain
+    one = partial(_one, what, pipe, control, judge, world, chosen, section, plan_of, generate)
+    return pd.concat(cells(one, jobs, what), ignore_index=True)
 
 
-def _one(pipe, control, judge, world, chosen, section, plan_of, generate, job) -> pd.DataFrame:
+def _one(what, pipe, control, judge, world, chosen, section, plan_of, generate, job) -> pd.DataFrame:
     name, group, method = job
     cases = plan.cases(world, group, section["n"], plan_of["seed"] + 30_000)
     asked = list(cases.prompt), list(map(int, cases.seed))
-    victim = model(pipe, control, world, chosen, job)
-    decides = [asdict(world), cache.weights(victim), cache.weights(pipe), judge.describe(), group, *asked, generate]
+    victim, audit = model(pipe, control, world, chosen, job), what in section["tried"]
+    settings = section["tried" if audit else "relearning"][what]
 
-    def tried(audit: str, settings: dict) -> pd.DataFrame:
-        own = settings | further(audit, pipe, judge, world, group, cases)
-        images = audits.run(audit, victim, pipe, *asked, generate=generate, **own)
-        return pd.concat([_judged(judge, some, cases, plan_of).assign(level=level) for level, some in images.items()])
+    def make() -> pd.DataFrame:
+        if audit:
+            own = settings | further(what, pipe, judge, world, group, cases)
+            images = audits.run(what, victim, pipe, *asked, generate=generate, **own).items()
+        else:
+            images = relearnt(adapter.apart(victim), pipe, world, group, asked, settings, generate)
+        return pd.concat([_judged(judge, drawn, cases, plan_of).assign(level=str(level)) for level, drawn in images])
 
-    def trained(settings: dict) -> pd.DataFrame:
-        images = relearnt(adapter.apart(victim), pipe, world, group, asked, settings, generate)
-        return pd.concat([_judged(judge, some, cases, plan_of).assign(level=str(level)) for level, some in images])
-
-    parts = {}
-    for audit, settings in section["tried"].items():
-        own = [f"rece.audits.{audit}", plan_of["threshold"], settings, *decides]
-        parts[audit] = _kept(own, partial(tried, audit, settings))
-    for what, settings in section["relearning"].items():
-        own = ["rece.study.relearning", plan_of["threshold"], settings, *decides]
-        parts[what] = _kept(own, partial(trained, settings))
-    table = pd.concat([part.assign(what=what) for what, part in parts.items()])
-    return table.assign(group=name, method=method)[COLUMNS]
+    decides = [f"rece.audits.{what}" if audit else "rece.study.relearning", plan_of["threshold"], settings]
+    decides += [asdict(world), cache.weights(victim), cache.weights(pipe), judge.describe(), group, *asked, generate]
+    return _kept(decides, make).assign(what=what, group=name, method=method)[COLUMNS]
 
 
 def model(pipe, control, world: World, chosen: dict, job: tuple[str, dict, str]):
@@ -207,8 +240,8 @@ def _rounded(W: Tensor, form: str) -> Tensor:
 def rounding(
     pipe, judge, world: World, some: dict, chosen: dict, plan_of: dict, generate: dict, budgets: dict
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What rounding brings back: the table of pictures as of `fair.measured`, with columns group, method and level
-    (the form), and that of certificates: group, method, level, guarded.
+    """What rounding brings back: the table of pictures, with columns group, method, what, level (the form), concept,
+    case, top and sure, and that of certificates: group, method, level, guarded.
 
     Methods that change no layer that reads the prompt are left out.
     """
@@ -233,14 +266,5 @@ def rounding(
         return table.assign(**row), row | {"guarded": float((words.shipped / words.target).min())}
 
     tables, rows = zip(*cells(one, jobs, "rounding"), strict=True)
-    return pd.concat(tables, ignore_index=True), pd.DataFrame([row for row in rows if row])
-
-
-def best_of(table: pd.DataFrame, what: str = "noise") -> pd.DataFrame:
-    """The table with all tries of an audit as one level, "best of n": a case is found if one of its tries is."""
-    tries = table[table.what == what]
-    if not len(tries):
-        return table
-    best = tries.groupby(["group", "method", "what", "case"], sort=False)[["top", "sure"]].max().reset_index()
-    best["level"] = f"best of {tries.level.nunique()}"
-    return pd.concat([table[table.what != what], best[COLUMNS]], ignore_index=True)
+    columns = [*COLUMNS[:4], "concept", *COLUMNS[4:]]
+    return pd.concat(tables, ignore_index=True)[columns], pd.DataFrame([row for row in rows if row])

@@ -34,19 +34,19 @@ AUDITS = {
 def gathered(folder: str | Path, rivals: list[str], kinds: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The table of images of all methods, on the groups that the rivals were measured on, and that of rivals' edits.
 
-    folder: with fair/<kind> and rivals/<method>, relative to the checkout. Raises FileNotFoundError naming the stage.
+    folder: with fair/<kind> and rivals/<method>, relative to the checkout. Raises FileNotFoundError naming the target.
     """
     there = config.root() / folder
-    parts = {"fair": [there / "fair" / kind for kind in kinds], "rival": [there / "rivals" / one for one in rivals]}
-    for stage, folders in parts.items():
+    parts = {"fair": [there / "fair" / kind for kind in kinds], "arena": [there / "rivals" / one for one in rivals]}
+    for target, folders in parts.items():
         missing = [one for one in folders if not one.exists()]
         if missing:
-            raise FileNotFoundError(f"{missing[0]} is missing; run `dvc repro {stage}` first")
+            raise FileNotFoundError(f"{missing[0]} is missing; run `make {target}` first")
     ours, theirs = (
         pd.concat([pd.read_csv(one / "images.csv.gz") for one in folders], ignore_index=True)
         for folders in parts.values()
     )
-    edits = pd.concat([pd.read_csv(one / "edits.csv") for one in parts["rival"]], ignore_index=True)
+    edits = pd.concat([pd.read_csv(one / "edits.csv") for one in parts["arena"]], ignore_index=True)
     images = pd.concat([ours[ours.group.isin(theirs.group.unique())], theirs], ignore_index=True)
     images["preserve"] = images.preserve.fillna("none")
     return images[images.preserve != "nothing"], edits
@@ -167,6 +167,16 @@ def heatmap(table: pd.DataFrame) -> Figure:
     fig = _grid(values[whats], [f"kept: {figures.label(w)}" if w in KEPT else figures.label(w) for w in whats])
     fig.axes[0].axvline(len(whats) - len(KEPT), color="white", lw=4)
     return fig
+
+
+def best_of(table: pd.DataFrame, what: str = "noise") -> pd.DataFrame:
+    """The table of audits with all tries of one as one level, "best of n": a case is found if one of its tries is."""
+    tries = table[table.what == what]
+    if not len(tries):
+        return table
+    best = tries.groupby(["group", "method", "what", "case"], sort=False)[["top", "sure"]].max().reset_index()
+    best["level"] = f"best of {tries.level.nunique()}"
+    return pd.concat([table[table.what != what], best[table.columns]], ignore_index=True)
 
 
 def audited(rates: pd.DataFrame) -> Figure:
