@@ -92,7 +92,7 @@ fair: setup  ## rerun the fair study and its limits, also in git (an hour and th
 arena: setup  ## rerun the field's methods beside it, also in git (about five hours on two cores); METHOD=esd_x reruns one
 	@$(call thaw,$(TERMS)); dvc repro --single-item $(TERMS):rival$(METHOD:%=@%) && dvc repro --single-item $(TERMS):arena
 
-audits: setup  ## rerun what is left for someone who holds more, also in git (three hours on two cores); AUDIT=noise reruns one
+audits: setup  ## rerun what is left for someone who holds more, also in git (three to four hours); AUDIT=noise reruns one
 	@$(call thaw,$(TERMS)); dvc repro --single-item $(TERMS):audit$(AUDIT:%=@%) && dvc repro --single-item audits
 
 site: setup  ## build the site into .cache/site/html: the course, the study, the library
