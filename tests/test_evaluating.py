@@ -53,8 +53,8 @@ def test_what_is_left_and_kept_of_the_embedded_model(emoji, judge, tmp_path):
 
 def test_an_edit_that_does_nothing_leaves_all(emoji, judge):
     nothing = rece.Eraser(torch.eye(256).double(), {"concepts": ["dog"], "target": [" "]})
-    styles = ["a {} in noto style", "a {} in twemoji style"]
-    found = evaluate(emoji, nothing, "dog", judge, templates=styles, seeds=[0], budgets={"plain": {}}, **DRAW)
+    given = {"templates": ["a {} in noto style"], "seeds": range(3), "budgets": {"plain": {}}}
+    found = evaluate(emoji, nothing, "dog", judge, **given, **DRAW)
     assert found.results.rate.item() > 0.8 and (found.kept.before == found.kept.after).all()
     assert found.kept.near.sum() == NEIGHBOURS and len(found.kept) == 20 and "dog" not in set(found.kept.text)
 

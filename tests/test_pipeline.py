@@ -127,6 +127,7 @@ def copy(tmp_path_factory) -> Copy:
 
 def test_first_repro_runs_every_stage_but_the_frozen_ones(copy):
     assert sorted(copy.first) == copy.to_run() and len(copy.first) == 1 + 2 + 2 + 1 + 1 + 1 + 1
+    assert (copy.root / "notebooks/dvc.lock").read_bytes() == (ROOT / "notebooks/dvc.lock").read_bytes()
 
 
 def test_second_repro_does_nothing(copy):
