@@ -165,11 +165,8 @@ def test_rounding_is_measured_form_by_form(emoji, judge, monkeypatch):
     section = {"rounding": {"object": 1, "attacks": list(budgets)}}
     given = WORLD, {"dog": DOG, "cat": DOG | {"erase": ["cat"]}}, chosen, section, FAIR, GENERATE, budgets | {"x": {}}
     table, bounds = auditing.tables("rounding", emoji, None, judge, *given).values()
-    assert (
-        set(table.group) == {"dog"}
-        and set(table.method) == {"guarded"}
-        and set(table.what) == {*budgets, "neighbour", "other"}
-    )
+    assert set(table.group) == {"dog"} and set(table.method) == {"guarded"}
+    assert set(table.what) == {*budgets, "neighbour", "other"}
     assert list(bounds.level) == ["float32", "int4"]
     assert bounds.guarded[0] > 0.1 and np.isfinite(bounds.guarded).all()
     exact = rece.certify(emoji, fair.eraser(emoji, WORLD, DOG, "guarded", "names", {"mu": 5.0}), ["dog"]).guarded
